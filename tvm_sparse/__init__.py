@@ -1,0 +1,46 @@
+"""Compiles pruned convolutional networks with direct sparse convolution on Apache TVM.
+
+The public calls load their rooms on first use, so that ``import tvm_sparse`` costs nothing::
+
+    network = tvm_sparse.compile("net.onnx", target="llvm")
+    network.export("net.so")
+    y = tvm_sparse.load("net.so")(x)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvm_sparse import errors, prune
+    from tvm_sparse.api import CompiledNetwork, compile, inspect, verify
+    from tvm_sparse.deploy import bench, load
+
+__version__ = "0.1.0"
+
+__all__ = ["CompiledNetwork", "__version__", "bench", "compile", "errors", "inspect", "load", "prune", "verify"]
+
+_HOMES = {
+    "CompiledNetwork": "tvm_sparse.api",
+    "bench": "tvm_sparse.deploy",
+    "compile": "tvm_sparse.api",
+    "inspect": "tvm_sparse.api",
+    "load": "tvm_sparse.deploy",
+    "verify": "tvm_sparse.api",
+}
+_ROOMS = {"errors": "tvm_sparse.errors", "prune": "tvm_sparse.prune"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(_ROOMS[name])
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tvm_sparse' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
