@@ -1,0 +1,55 @@
+"""Start-up is a promise: neither the import nor `--help` may load a compiler, a framework or a model format."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+LIMIT_S = 0.3
+HEAVY = ("tvm", "tvm_ffi", "torch", "onnx", "onnxruntime", "onnxslim", "numpy")
+STARTS = {
+    "import": "import tvm_sparse",
+    "help": "import sys; sys.argv = ['tvm-sparse', '--help']; from tvm_sparse.cli import main; code = main()",
+    "help of a command": "import sys; from tvm_sparse.cli import main; code = main(['compile', '--help'])",
+}
+
+
+@pytest.mark.parametrize("code", STARTS.values(), ids=STARTS.keys())
+def test_start_is_quick(code: str) -> None:
+    """Best of five whole processes, the interpreter's own start included."""
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < LIMIT_S
+
+
+@pytest.mark.parametrize("code", STARTS.values(), ids=STARTS.keys())
+def test_start_loads_nothing_heavy(code: str) -> None:
+    report = f"{code}\nimport sys\nprint('loaded:', *(name for name in {HEAVY!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", report], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_the_check_for_heavy_modules_can_fail() -> None:
+    code = "import tvm_sparse.formats, sys; print('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
+
+
+def test_public_names_are_listed_and_unknown_ones_refused() -> None:
+    import tvm_sparse
+
+    assert set(tvm_sparse.__all__) <= set(dir(tvm_sparse))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = tvm_sparse.nonsense
+
+
+def test_every_public_name_resolves() -> None:
+    import tvm_sparse
+
+    for name in tvm_sparse.__all__:
+        assert getattr(tvm_sparse, name) is not None
