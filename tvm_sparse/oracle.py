@@ -63,8 +63,8 @@ def conv2d(
     if p < 1 or q < 1:
         raise InputError(f"filter {weight.shape} is larger than the padded input {padded.shape}")
 
-    # (N, C, rows, Q, S): the S weights of a kernel row against each of its Q windows. One kernel row at a time, because a
-    # product per single tap spends its time adding up y when C is small.
+    # (N, C, rows, Q, S): the S weights of a kernel row against each of its Q windows. One kernel row at a time: a
+    # product per single tap would spend its time adding up y when C is small.
     windows = sliding_window_view(padded, (s - 1) * dilation[1] + 1, axis=3)[:, :, :, :: stride[1], :: dilation[1]]
     taps = weight.reshape(groups, k // groups, group_channels, r, s)
     y = np.zeros((n, groups, k // groups, p * q))
