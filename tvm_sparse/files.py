@@ -53,4 +53,4 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def _output_error(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path}: cannot write: {error.strerror or error}; choose another path with -o or make room")
+    return OutputError(f"{path}: cannot write: {error.strerror or error}; choose another path or make room")

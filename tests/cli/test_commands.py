@@ -1,0 +1,235 @@
+"""Each command hands its options to the Python call below it and prints what comes back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tvm_sparse.cli import main
+from tvm_sparse.errors import InputError
+
+from .conftest import Calls
+
+
+@dataclass(frozen=True)
+class Decision:
+    name: str
+    decision: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    reference: str = "onnxruntime"
+    relative_error: dict[str, float] = field(default_factory=lambda: {"y": 2e-6})
+    passed: bool = True
+
+
+@dataclass(frozen=True)
+class Result:
+    median_us: float = 12.5
+    p95_us: float = 20.0
+
+
+class Network:
+    """A compiled or loaded network, as far as the commands look at it."""
+
+    verification: Verification | None = Verification()
+    dense_bytes = 4_000_000
+    sparse_bytes = 1_000_000
+
+    def __init__(self) -> None:
+        self.inputs: list[Any] = []
+
+    def report(self) -> list[Decision]:
+        return [Decision("conv1", "dense", "first layer"), Decision("conv2", "sparse", "90 % zeros")]
+
+    def export(self, path: Path) -> Result:
+        Path(path).write_bytes(b"12345")
+        return Result()
+
+    def random_inputs(self, seed: int) -> dict[str, np.ndarray]:
+        return {"x": np.full((1, 2), seed, np.float32)}
+
+    def run(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.inputs.append(arrays)
+        return {"y": arrays["x"] * 2}
+
+
+def test_inspect(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls.answers["inspect"] = [Decision("conv1", "dense", "first layer")]
+    options = ["--batch", "2", "--shape", "a:0=1x3x8x8", "--shape", "b=1,2"]
+    assert main(["inspect", str(model), *options]) == 0
+    assert calls.last == ("inspect", (model,), {"batch": 2, "shapes": {"a:0": (1, 3, 8, 8), "b": (1, 2)}})
+    assert "first layer" in capsys.readouterr().out
+    assert main(["inspect", str(model), "--json"]) == 0
+    assert calls.last == ("inspect", (model,), {"batch": None, "shapes": None})
+    assert json.loads(capsys.readouterr().out) == [{"name": "conv1", "decision": "dense", "reason": "first layer"}]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], {"pattern": "unstructured", "scope": "layer", "skip": ()}),
+        (
+            ["--global", "--pattern", "vector:4", "--skip", "conv1, conv2"],
+            {"pattern": "vector:4", "scope": "global", "skip": ("conv1", "conv2")},
+        ),
+    ],
+)
+def test_prune(
+    options: list[str], expected: dict[str, Any], calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls.answers["prune_file"] = Result()
+    output = model.with_name("out.onnx")
+    assert main(["prune", str(model), "-o", str(output), "--sparsity", "0.9", *options]) == 0
+    assert calls.last == ("prune_file", (model, output), {"sparsity": 0.9, **expected})
+    assert "median us: 12.5" in capsys.readouterr().out
+
+
+def test_compile(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def compile(_: Path, *, progress: Any, **__: Any) -> Network:
+        progress("import", 0.0)
+        return Network()
+
+    calls.answers["compile"] = compile
+    output, report = model.with_name("net.so"), model.with_name("report.json")
+    options = ["--target", "cuda", "--arch", "sm_80,sm_90", "--sparse", "always", "--batch", "1", "--threads", "2"]
+    assert main(["compile", str(model), "-o", str(output), *options, "--no-verify", "--json", str(report)]) == 0
+    _, args, kwargs = calls.last
+    del kwargs["progress"]
+    assert args == (model,)
+    assert kwargs == {
+        "target": "cuda",
+        "arch": ("sm_80", "sm_90"),
+        "mcpu": None,
+        "sparse": "always",
+        "batch": 1,
+        "shapes": None,
+        "threads": 2,
+        "verify": False,
+    }
+    captured = capsys.readouterr()
+    assert captured.err == "import …\nexporting …\n"
+    assert "sparse convolutions: 1 of 2" in captured.out and "relative error 2e-06" in captured.out
+    assert "4,000,000 bytes" in captured.out and "1,000,000 bytes" in captured.out and "5 bytes" in captured.out
+    written = json.loads(report.read_text())
+    assert written["layers"][1]["decision"] == "sparse" and written["verification"]["passed"] is True
+
+
+def test_compile_prints_only_json_where_asked(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls.answers["compile"] = Network()
+    assert main(["compile", str(model), "-o", str(model.with_name("net.so")), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["sparse_bytes"] == 1_000_000
+    assert calls.last[2]["verify"] is True and calls.last[2]["target"] == "llvm" and calls.last[2]["arch"] is None
+
+
+def test_compile_says_that_verification_was_skipped(
+    calls: Calls, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Network, "verification", None)
+    calls.answers["compile"] = Network()
+    assert main(["compile", str(model), "-o", str(model.with_name("net.so")), "--no-verify"]) == 0
+    assert "verification: skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prune", "net.onnx", "-o", "{}", "--sparsity", "0.5"],
+        ["compile", "net.onnx", "-o", "{}"],
+        ["compile", "net.onnx", "-o", "net.so", "--json", "{}"],
+        ["run", "net.so", "--random", "0", "--output", "{}"],
+        ["bench", "net.so", "--json", "{}"],
+    ],
+    ids=" ".join,
+)
+def test_an_unwritable_output_stops_before_the_work(
+    arguments: list[str],
+    calls: Calls,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([text.format("missing/out") for text in arguments]) == 8
+    err = capsys.readouterr().err
+    assert err.startswith("error: missing/out: cannot write") and err.count("\n") == 1
+    assert calls.seen == [] and list(tmp_path.iterdir()) == []
+
+
+def test_run_on_random_input(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = calls.answers["load"] = Network()
+    calls.answers["load"] = lambda *_, **__: network
+    library, output = model.with_name("net.so"), model.with_name("y.npz")
+    assert main(["run", str(library), "--random", "3", "-o", str(output), "--threads", "2"]) == 0
+    assert calls.last == ("load", (library,), {"threads": 2})
+    np.testing.assert_array_equal(np.load(output)["y"], np.full((1, 2), 6, np.float32))
+    assert capsys.readouterr().out.splitlines()[1].split() == ["y", "1×2", "float32", "6", "6", "6"]
+
+
+def test_run_on_given_input(calls: Calls, model: Path) -> None:
+    network = Network()
+    calls.answers["load"] = lambda *_, **__: network
+    given = model.with_name("x.npz")
+    np.savez(given, x=np.arange(2))
+    assert main(["run", "net.so", "--input", str(given)]) == 0
+    np.testing.assert_array_equal(network.inputs[0]["x"], np.arange(2))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 not a zip", b"text", "array", "object"])
+def test_run_refuses_a_bad_input_file(
+    content: bytes | str | None, calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls.answers["load"] = lambda *_, **__: Network()
+    path = tmp_path / "x.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content == "array":
+        np.save(path.with_suffix(".npy"), np.arange(2))
+        path.with_suffix(".npy").rename(path)
+    elif content == "object":
+        np.savez(path, x=np.array([{}], dtype=object))
+    assert main(["run", "net.so", "--input", str(path)]) == InputError.exit_code
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {path}: ") and err.count("\n") == 1
+
+
+def test_verify(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls.answers["verify"] = Verification()
+    assert main(["verify", str(model), "net.so", "--tolerance", "1e-3", "--seed", "7"]) == 0
+    assert calls.last == ("verify", (model, Path("net.so")), {"tolerance": 1e-3, "seed": 7})
+    assert "passed: yes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [0.5, float("nan")])
+def test_verify_fails_with_6(error: float, calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls.answers["verify"] = Verification(relative_error={"y": error, "z": 0.0}, passed=False)
+    assert main(["verify", str(model), "net.so", "--json"]) == 6
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["passed"] is False
+    assert captured.err.startswith("error: net.so: differs from") and f"{error:.3g}" in captured.err
+
+
+def test_bench(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls.answers |= {"load": lambda *_, **__: "network", "bench": Result()}
+    report = model.with_name("bench.json")
+    options = ["--threads", "2", "--repeats", "5", "--warmup", "1", "--json", str(report)]
+    assert main(["bench", "net.so", *options]) == 0
+    assert calls.seen[0] == ("load", (Path("net.so"),), {"threads": 2})
+    assert calls.seen[1] == ("bench", ("network",), {"repeats": 5, "warmup": 1, "seed": 0})
+    assert "median us: 12.5" in capsys.readouterr().out
+    assert json.loads(report.read_text()) == {"median_us": 12.5, "p95_us": 20.0}
+
+
+def test_collect_env(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    calls.answers["collect_env"] = {"python": "3.11", "packages": {"numpy": "2.0"}, "gpus": []}
+    assert main(["collect-env"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["python: 3.11", "packages:", "  numpy: 2.0", "gpus: none"]
+    assert main(["collect-env", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gpus"] == []

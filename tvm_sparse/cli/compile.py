@@ -1,0 +1,109 @@
+"""`tvm-sparse compile`: from a model file to one deployable library."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tvm_sparse.cli.options import Batch, JsonFile, Model, Shapes, Threads, check_json_file, parse_list, parse_shapes
+from tvm_sparse.files import check_writable
+
+
+class Target(str, Enum):
+    """What the library runs on."""
+
+    llvm = "llvm"
+    cuda = "cuda"
+
+
+class Sparse(str, Enum):
+    """Which eligible convolutions run on their nonzeros only."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+def command(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="NET.so", show_default=False, help="Where to write.")
+    ],
+    target: Annotated[Target, typer.Option(help="CPU (through LLVM) or NVIDIA GPU (needs none here).")] = Target.llvm,
+    arch: Annotated[
+        str | None, typer.Option(metavar="sm_80,sm_90", show_default=False, help="GPU architectures to compile for.")
+    ] = None,
+    mcpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default=False, help="CPU by its LLVM name (default: this machine's)."),
+    ] = None,
+    sparse: Annotated[
+        Sparse, typer.Option(help="Where to use sparse convolution; auto decides per layer and says why.")
+    ] = Sparse.auto,
+    batch: Batch = None,
+    shape: Shapes = None,
+    threads: Threads = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare the result with a reference before writing.")
+    ] = True,
+    json: JsonFile = None,
+) -> None:
+    """Compile a network into one library file with its weights inside; exit 6 if it differs from the reference."""
+    shapes = parse_shapes(shape)
+    check_writable(output)
+    check_json_file(json)
+    import tvm_sparse
+    from tvm_sparse.cli.output import progress, show_pairs, show_records, size, write_json
+
+    with progress() as report_progress:
+        network = tvm_sparse.compile(
+            model,
+            target=target.value,
+            arch=parse_list(arch),
+            mcpu=mcpu,
+            sparse=sparse.value,
+            batch=batch,
+            shapes=shapes,
+            threads=threads,
+            verify=verify,
+            progress=report_progress,
+        )
+        report_progress("exporting", 1.0)
+        exported = network.export(output)
+    layers = network.report()
+    result = {
+        "model": model,
+        "library": output,
+        "target": target.value,
+        "layers": layers,
+        "verification": network.verification,
+        "dense_bytes": network.dense_bytes,
+        "sparse_bytes": network.sparse_bytes,
+        "export": exported,
+    }
+    if write_json(result, json):
+        return
+    show_records(layers)
+    chosen = sum(layer.decision == "sparse" for layer in layers)
+    show_pairs(
+        {
+            "sparse convolutions": f"{chosen} of {len(layers)}",
+            "weights dense": size(network.dense_bytes),
+            "weights as compiled": size(network.sparse_bytes),
+            "library": f"{output}, {size(output.stat().st_size)}",
+            "verification": _describe(network.verification),
+        }
+    )
+
+
+def _describe(verification: object) -> str:
+    if verification is None:
+        return "skipped"
+    from tvm_sparse.cli.verify import worst_error
+
+    return (
+        f"relative error {worst_error(verification):.3g} against {getattr(verification, 'reference', 'the reference')}"
+    )

@@ -1,0 +1,62 @@
+"""Options that several commands share, and how their text is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tvm_sparse.files import check_writable
+
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", show_default=False, help="An .onnx or a torch.export .pt2 file.")
+]
+Library = Annotated[Path, typer.Argument(metavar="NET.so", show_default=False, help="A library that `compile` wrote.")]
+Batch = Annotated[
+    int | None, typer.Option("--batch", min=1, show_default=False, help="Pin the batch size of every input.")
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option("--shape", metavar="NAME=1x3x224x224", show_default=False, help="Pin an input's shape; repeatable."),
+]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, show_default=False, help="CPU threads (default: the physical cores).")
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", show_default=False, help="Write the result as JSON too; - prints it instead."
+    ),
+]
+
+
+def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]] | None:
+    """`NAME=1x3x224x224` options as {name: shape}; None where there are none.
+
+    Raises
+    ------
+    typer.BadParameter
+        A text is not of that form, names a dimension below 1, or repeats a name.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts or ():
+        name, _, dimensions = text.rpartition("=")
+        sizes = dimensions.replace(",", "x").split("x")
+        if not name or name in shapes or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+            raise typer.BadParameter(f"{text!r}: give each input once, as NAME=1x3x224x224", param_hint="--shape")
+        shapes[name] = tuple(map(int, sizes))
+    return shapes or None
+
+
+def check_json_file(destination: Path | None) -> None:
+    """Refuse a `--json` file that cannot be written, before the long work."""
+    if destination is not None and str(destination) != "-":
+        check_writable(destination)
+
+
+def parse_list(text: str | None) -> tuple[str, ...] | None:
+    """A comma-separated option as a tuple; None where it is absent."""
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text is not None else None

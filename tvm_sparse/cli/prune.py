@@ -1,0 +1,50 @@
+"""`tvm-sparse prune`: one-shot magnitude pruning of an ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tvm_sparse.cli.options import JsonFlag, parse_list
+from tvm_sparse.files import check_writable
+
+
+def command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", show_default=False, help="The ONNX file to prune.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT.onnx", show_default=False, help="Where to write.")
+    ],
+    sparsity: Annotated[
+        float, typer.Option(min=0.0, max=1.0, show_default=False, help="Fraction of weights to set to zero.")
+    ],
+    pattern: Annotated[
+        str, typer.Option(metavar="unstructured|vector:V", help="Prune single weights, or V output channels together.")
+    ] = "unstructured",
+    globally: Annotated[
+        bool, typer.Option("--global", help="One threshold for the whole network, not one a layer.")
+    ] = False,
+    skip: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", show_default=False, help="Layers to leave dense, separated by commas."),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Set the smallest weights of every convolution to zero and write the network again."""
+    check_writable(output)
+    from tvm_sparse.cli.output import show_report, to_json
+    from tvm_sparse.prune import prune_file
+
+    report = prune_file(
+        model,
+        output,
+        sparsity=sparsity,
+        pattern=pattern,
+        scope="global" if globally else "layer",
+        skip=parse_list(skip) or (),
+    )
+    if json:
+        print(to_json(report))
+        return
+    show_report(report)

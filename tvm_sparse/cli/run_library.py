@@ -1,0 +1,76 @@
+"""`tvm-sparse run`: one call of a compiled library on arrays from a file, or on random ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tvm_sparse.cli.options import Library, Threads
+from tvm_sparse.errors import InputError
+from tvm_sparse.files import check_writable, replacing
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def command(
+    library: Library,
+    input_file: Annotated[
+        Path | None, typer.Option("--input", metavar="x.npz", show_default=False, help="Input arrays by their names.")
+    ] = None,
+    random_seed: Annotated[
+        int | None, typer.Option("--random", metavar="SEED", min=0, show_default=False, help="Draw the inputs instead.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="y.npz", show_default=False, help="Where to write the output arrays."),
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Run a library once; prints name, shape, dtype and range of every output."""
+    if (input_file is None) == (random_seed is None):
+        raise typer.BadParameter("give either --input x.npz or --random SEED", param_hint="--input")
+    if output is not None:
+        check_writable(output)
+    import numpy as np
+
+    import tvm_sparse
+    from tvm_sparse.cli.output import show_table
+
+    network = tvm_sparse.load(library, threads=threads)
+    arrays = network.random_inputs(random_seed) if input_file is None else read_arrays(input_file)
+    results = network.run(arrays)
+    if output is not None:
+        with replacing(output) as path:
+            np.savez(path, **results)
+    show_table(
+        ["output", "shape", "dtype", "min", "max", "mean"],
+        [
+            [name, array.shape, str(array.dtype), *map(float, (array.min(), array.max(), array.mean()))]
+            for name, array in results.items()
+        ],
+    )
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by their names.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged, or not an .npz of plain arrays.
+    """
+    import zipfile
+    import zlib
+
+    import numpy as np
+
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise InputError(f"{path}: not an .npz file; write one with numpy.savez(file, NAME=array)")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: cannot read arrays: {getattr(error, 'strerror', None) or error}") from error
