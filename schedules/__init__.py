@@ -1,0 +1,1 @@
+"""Schedule templates, best first; the fallback, which always applies, last."""

@@ -1,0 +1,114 @@
+"""What every template has: a name, a test, a search space, a default, and a schedule."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import tvm
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.target import Target
+
+from tvm_sparse.compute.direct_conv import DirectConv, PackedFilter, direct_conv2d, pack_filter
+from tvm_sparse.compute.geometry import Tiling
+from tvm_sparse.errors import InputError
+from tvm_sparse.formats import ColumnVectorFilter, CSRFilter, SlicedELLFilter, SparseFilter
+from tvm_sparse.workload import ConvWorkload
+
+#: The choices of one schedule: plain values, so that a log can hold them.
+Knobs = Mapping[str, int | str]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One scheduled convolution: a PrimFunc (x, *constants, [bias], [residual], out) and the arrays it was packed for."""
+
+    workload: ConvWorkload
+    template: str
+    knobs: dict[str, int | str]
+    func: tirx.PrimFunc = field(repr=False)
+    constants: PackedFilter = field(repr=False)
+
+
+class Template(ABC):
+    """One way to run direct_conv2d. A template reads shapes, never weights."""
+
+    name: str
+
+    @abstractmethod
+    def applies(self, workload: ConvWorkload, target: Target) -> str | None:
+        """None when this template can run the workload on the target, otherwise why not."""
+
+    @abstractmethod
+    def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
+        """Every knob with the values worth trying, those that change the packed format among them."""
+
+    @abstractmethod
+    def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
+        """Sensible knobs for a layer that was never tuned."""
+
+    @abstractmethod
+    def tiling(self, workload: ConvWorkload, knobs: Knobs) -> Tiling:
+        """How these knobs cut pixels and channels."""
+
+    @abstractmethod
+    def schedule(self, conv: DirectConv, tiling: Tiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
+        """Map the expression to the machine."""
+
+    def kernel(self, workload: ConvWorkload, weight: NDArray, target: Target, knobs: Knobs | None = None) -> Kernel:
+        """Pack `weight` (k, c/groups, r, s) and schedule its convolution; `knobs` complete or None for the default.
+
+        Raises
+        ------
+        InputError
+            When the filter is not the workload's, the template does not apply, or a knob is missing or unknown.
+        """
+        if weight.shape != workload.filter_shape:
+            raise InputError(f"{workload}: the filter has shape {weight.shape}, expected {workload.filter_shape}")
+        if reason := self.applies(workload, target):
+            raise InputError(f"{workload}: template {self.name} does not apply: {reason}")
+        density = float((weight != 0).mean())
+        chosen = dict(self.default(workload, density, target) if knobs is None else knobs)
+        if set(chosen) != set(self.space(workload, target)):
+            raise InputError(
+                f"template {self.name} takes the knobs {sorted(self.space(workload, target))}, not {sorted(chosen)}"
+            )
+        tiling = self.tiling(workload, chosen)
+        pad_to = int(chosen.get("pad_to", 1))
+        stream = make_format(weight, str(chosen["format"])).stream(tiling.channels, pad_to)
+        packed = pack_filter(stream, tiling, pad_to)
+        func = self.schedule(direct_conv2d(tiling, packed), tiling, chosen, target)
+        # "is_scheduled" keeps dlight off it; pattern 8 (opaque) keeps fusion off it, which would crash (TVM 0.27).
+        func = func.with_attr({"tirx.is_scheduled": True, "op_pattern": 8})
+        return Kernel(workload, self.name, chosen, func, packed)
+
+
+def make_format(weight: NDArray, text: str) -> SparseFilter:
+    """The sparse format a knob names: "csr", "sliced_ell:HEIGHT" or "column_vector:V"."""
+    kind, _, size = text.partition(":")
+    if kind == "csr":
+        return CSRFilter.from_dense(weight)
+    if kind == "sliced_ell":
+        return SlicedELLFilter.from_dense(weight, int(size))
+    if kind == "column_vector":
+        return ColumnVectorFilter.from_dense(weight, int(size))
+    raise InputError(f"unknown format {text!r}: choose csr, sliced_ell:HEIGHT or column_vector:V")
+
+
+def lanes(target: Target, dtype: str) -> int:
+    """Elements of one CPU vector register."""
+    with target:
+        bits = tvm.target.codegen.llvm_get_vector_width(target)
+    return max(4, int(bits) // tvm.DataType(dtype).bits)
+
+
+def threads(target: Target) -> int:
+    """CPU threads the target was made for."""
+    return int(target.attrs.get("num-cores", 1))
+
+
+def closest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit` (and at least 1)."""
+    return next(d for d in range(max(1, min(number, limit)), 0, -1) if number % d == 0)

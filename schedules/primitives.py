@@ -1,0 +1,70 @@
+"""Schedule steps that more than one template needs and s_tir does not offer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.s_tir.schedule import _ffi_api as schedule_ffi
+
+ROW_LENGTH = "row_length"
+
+
+def declare_whole_read(sch: s_tir.Schedule, block: Any, buffer: str) -> None:
+    """State that `block` may read `buffer` over the whole of its last dimension, and elsewhere as s_tir found.
+
+    Needed where the last index is read from memory (the tile of direct_conv2d), which s_tir cannot bound, and where a
+    tighter bound would break vectors (its pixels). The Python wrapper of this call is broken in TVM 0.27.
+    """
+    reads = list(sch.get(block).reads)
+    index = next(i for i, read in enumerate(reads) if read.source.name == buffer)
+    bounds: list[Any] = []
+    for dim in reads[index].region[:-1]:
+        bounds += [dim.min, dim.min + dim.extent]
+    bounds += [tirx.const(0, "int32"), reads[index].source.shape[-1]]
+    iters = [iter_var.var for iter_var in sch.get(block).iter_vars]
+    schedule_ffi.ScheduleAnnotateBufferAccess(sch, block, index, 0, tirx.IndexMap(iters, bounds, None))
+
+
+def mark_row_length(sch: s_tir.Schedule, loop: Any) -> None:
+    """Mark the loop over a row's (groups of) nonzeros, for bind_row_length."""
+    sch.annotate(loop, ROW_LENGTH, 1)
+
+
+def bind_row_length(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Turn `for j in range(longest): ... if_then_else(j < counts[...], term, 0)` into `for j in range(counts[...]): ... term`.
+
+    TE cannot schedule around a loop bound that is read from memory, so the bound is put in after scheduling. Worth 1.2 to
+    1.4 times on real and random masks.
+    """
+
+    def rewrite(loop: tirx.For) -> tirx.For:
+        if ROW_LENGTH not in loop.annotations:
+            return loop
+        counts: list[Any] = []
+
+        def find_count(realize: s_tir.SBlockRealize) -> None:
+            bound = [(it.var, value) for it, value in zip(realize.block.iter_vars, realize.iter_values, strict=True)]
+
+            def bind(var: tirx.Var) -> Any:
+                return next((value for block_var, value in bound if block_var.same_as(var)), var)
+
+            def visit(call: tvm.ir.Call) -> None:
+                if str(call.op.name).endswith("if_then_else") and isinstance(call.args[0], tirx.LT):
+                    counts.append(tvm_ffi.structural_map(call.args[0].b, (tirx.Var, bind), order="post"))
+
+            tvm_ffi.structural_walk(realize.block.body, (tvm.ir.Call, visit), order="pre")
+
+        tvm_ffi.structural_walk(loop.body, (s_tir.SBlockRealize, find_count), order="pre")
+        body = tvm_ffi.structural_map(loop.body, (tvm.ir.Call, _drop_predicate), order="post")
+        return tirx.For(loop.loop_var, loop.min, counts[0], loop.kind, body, loop.thread_binding, {})
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, rewrite), order="post"))
+
+
+def _drop_predicate(call: tvm.ir.Call) -> Any:
+    if str(call.op.name).endswith("if_then_else") and isinstance(call.args[0], tirx.LT):
+        return call.args[1]
+    return call

@@ -1,0 +1,1 @@
+"""What a layer computes, as tensor expressions; how is the schedules' business."""

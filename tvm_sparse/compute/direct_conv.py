@@ -1,0 +1,160 @@
+"""Direct sparse convolution as one tensor expression over a filter in a sparse format.
+
+    x    (n, c, h, w)                     dense input
+    tile (n, g, ty, tx, chunk, e)         input of one tile and channel chunk, padded, in the layout of the tiling
+    part (n, split, kb, v, ty, tx, f)     Σ over the chunks of a split and the nonzeros j of a row block kb
+    sum  (n, kb, v, ty, tx, f)            Σ over the splits
+    out  (n, k, p, q)                     activation(sum + bias + residual)
+
+The filter is a stream (tvm_sparse.formats.FilterStream): the nonzeros of (chunk, row block) stand at
+starts[chunk, kb] .. + counts[chunk, kb]; a row block is `vector` output channels that share columns, 1 if unstructured.
+The sum over j runs to the longest row under a predicate, because s_tir cannot schedule around a loop bound that is read
+from memory; schedules.row_length turns it into the true row length after scheduling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import te, tirx
+
+from tvm_sparse.compute.epilogue import apply_epilogue
+from tvm_sparse.compute.geometry import Tiling
+from tvm_sparse.errors import InputError
+from tvm_sparse.formats import FilterStream
+
+
+@dataclass(frozen=True)
+class PackedFilter:
+    """The arrays a kernel reads: values (total, vector), offsets (total,), starts and counts (chunks, row blocks).
+
+    `counts` is in groups of `pad_to` nonzeros, so that a loop over groups needs no tail.
+    """
+
+    values: NDArray[np.floating]
+    offsets: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    counts: NDArray[np.int32]
+    pad_to: int = 1
+
+    @property
+    def arrays(self) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+        """In the order in which the kernel takes them, behind x."""
+        return self.values, self.offsets, self.starts, self.counts
+
+    @property
+    def vector(self) -> int:
+        return self.values.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays)
+
+
+def pack_filter(stream: FilterStream, tiling: Tiling, pad_to: int = 1) -> PackedFilter:
+    """Stretch the columns of a stream into offsets of this tiling.
+
+    Raises
+    ------
+    InputError
+        When the stream was cut into other chunks than the tiling, or a row block reaches over two groups.
+    """
+    workload = tiling.workload
+    if stream.channels_per_chunk != tiling.channels:
+        raise InputError(
+            f"{workload}: stream in chunks of {stream.channels_per_chunk} channels, {tiling} needs its own"
+        )
+    if workload.groups > 1 and workload.k_per_group % stream.vector:
+        raise InputError(f"{workload}: vectors of {stream.vector} output channels reach over two groups")
+    missing = tiling.chunks - stream.starts.shape[0]
+    pad = ((0, missing), (0, 0))
+    return PackedFilter(
+        values=np.ascontiguousarray(stream.values, workload.dtype),
+        offsets=tiling.offsets(stream.columns),
+        starts=np.pad(stream.starts, pad).astype(np.int32),
+        counts=np.pad(-(-stream.counts // pad_to), pad).astype(np.int32),
+        pad_to=pad_to,
+    )
+
+
+@dataclass(frozen=True)
+class DirectConv:
+    """The expression's tensors: `args` in calling order (x, values, offsets, starts, counts, [bias], [residual], out)."""
+
+    args: list[te.Tensor]
+
+    def prim_func(self) -> tirx.PrimFunc:
+        return te.create_prim_func(self.args)
+
+
+def direct_conv2d(tiling: Tiling, packed: PackedFilter) -> DirectConv:
+    """Direct sparse convolution of `tiling.workload` with a filter packed like `packed` (only its shapes matter here).
+
+    Returns
+    -------
+    DirectConv
+        Blocks "tile", "part", "sum" (only with several splits) and "out", in the shapes at the top of this file.
+    """
+    workload, vector, pad_to = tiling.workload, packed.vector, packed.pad_to
+    n, dtype, groups = workload.n, workload.dtype, workload.groups
+    total, (chunks, row_blocks) = packed.values.shape[0], packed.counts.shape
+    longest = max(1, int(packed.counts.max(initial=0))) * pad_to
+    grid_rows, grid_cols = tiling.grid
+    blocks_per_group = row_blocks // groups
+
+    x = te.placeholder((n, workload.c, workload.h, workload.w), dtype, name="x")
+    values = te.placeholder((total, vector), dtype, name="values")
+    offsets = te.placeholder((total,), "int32", name="offsets")
+    starts = te.placeholder((chunks, row_blocks), "int32", name="starts")
+    counts = te.placeholder((chunks, row_blocks), "int32", name="counts")
+
+    def read_input(i, g, ty, tx, chunk, e):
+        channel, row, col = tiling.source(e, ty, tx)
+        channel = chunk * tiling.channels + channel
+        inside = [row >= 0, row < workload.h, col >= 0, col < workload.w]
+        if chunks * tiling.channels > workload.c_per_group:
+            inside.append(channel < workload.c_per_group)
+        element = x[i, g * workload.c_per_group + channel, row, col]
+        return tirx.if_then_else(tirx.all(*inside), element, tirx.const(0, dtype))
+
+    tile = te.compute((n, groups, grid_rows, grid_cols, chunks, tiling.elements), read_input, name="tile")
+
+    per_split = chunks // tiling.splits
+    c = te.reduce_axis((0, per_split), name="c")
+    j = te.reduce_axis((0, longest), name="j")
+
+    def partial_sum(i, split, kb, v, ty, tx, f):
+        chunk = split * per_split + c
+        at = starts[chunk, kb] + j
+        element = tile[i, kb // blocks_per_group, ty, tx, chunk, offsets[at] + tiling.pixel(f)]
+        term = values[at, v].astype("float32") * element.astype("float32")
+        return te.sum(tirx.if_then_else(j // pad_to < counts[chunk, kb], term, tirx.const(0, "float32")), axis=[c, j])
+
+    shape = (row_blocks, vector, grid_rows, grid_cols, tiling.pixels)
+    part = te.compute((n, tiling.splits, *shape), partial_sum, name="part")
+    if tiling.splits > 1:
+        split = te.reduce_axis((0, tiling.splits), name="split")
+        add_splits = te.compute(
+            (n, *shape), lambda i, kb, v, ty, tx, f: te.sum(part[i, split, kb, v, ty, tx, f], axis=split), name="sum"
+        )
+
+    epilogue = workload.epilogue
+    bias = te.placeholder((workload.k,), dtype, name="bias") if epilogue.bias else None
+    out_shape = (n, workload.k, workload.p, workload.q)
+    residual = te.placeholder(out_shape, dtype, name="residual") if epilogue.residual else None
+
+    def output(i, k, p, q):
+        f = p % tiling.rows * tiling.cols + q % tiling.cols
+        at = (k // vector, k % vector, p // tiling.rows, q // tiling.cols, f)
+        y = add_splits[(i, *at)] if tiling.splits > 1 else part[(i, 0, *at)]
+        if bias is not None:
+            y = y + bias[k].astype("float32")
+        if residual is not None:
+            y = y + residual[i, k, p, q].astype("float32")
+        return apply_epilogue(y, epilogue).astype(dtype)
+
+    out = te.compute(out_shape, output, name="out")
+    optional = [tensor for tensor in (bias, residual) if tensor is not None]
+    return DirectConv([x, values, offsets, starts, counts, *optional, out])

@@ -1,0 +1,136 @@
+"""How output pixels are cut into tiles, and where in a tile's input a filter column stands: the stretched offset.
+
+A tile is `rows` x `cols` output pixels. Its input, for one chunk of channels, is one flat buffer, so that
+
+    input element of (filter column, pixel f) = buffer[offset(column) + pixel(f)]        f = row * cols + col
+
+with `offset` known from the filter alone and `pixel` from the geometry alone (Escoin, arXiv 1802.10280, section 3.2:
+"stretched" weights). Three layouts of the buffer:
+
+- "halo": the input rows and columns the tile covers, once. Least memory; pixels are `stride` apart.
+- "columns": one copy per kernel column s, shifted by it, without halo columns. For a row stride of 1 the pixels of a tile
+  are then consecutive for every filter column, so vector loads are aligned.
+- "taps": one copy per kernel element (r, s). Consecutive pixels for any stride.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvm_sparse.errors import InputError
+from tvm_sparse.workload import ConvWorkload
+
+LAYOUTS = ("halo", "columns", "taps")
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles of `rows` x `cols` output pixels, `channels` input channels a chunk.
+
+    `splits` cuts the chunks of a row into that many independent partial sums (see direct_conv2d).
+    """
+
+    workload: ConvWorkload = field(repr=False)
+    rows: int
+    cols: int
+    channels: int
+    layout: str = "halo"
+    splits: int = 1
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise InputError(f"unknown tile layout {self.layout!r}: choose one of {', '.join(LAYOUTS)}")
+        if min(self.rows, self.cols, self.channels, self.splits) < 1:
+            raise InputError(f"{self}: every size is 1 or more")
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of channels, rounded up so that every split has equally many."""
+        needed = -(-self.workload.c_per_group // self.channels)
+        return -(-needed // self.splits) * self.splits
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tiles along rows and columns of the output."""
+        return -(-self.workload.p // self.rows), -(-self.workload.q // self.cols)
+
+    @property
+    def pixels(self) -> int:
+        return self.rows * self.cols
+
+    @property
+    def in_rows(self) -> int:
+        """Buffer rows of one channel and copy."""
+        workload = self.workload
+        if self.layout == "taps":
+            return self.rows
+        return (self.rows - 1) * workload.stride[0] + (workload.r - 1) * workload.dilation[0] + 1
+
+    @property
+    def in_cols(self) -> int:
+        """Buffer columns of one channel and copy."""
+        workload = self.workload
+        if self.layout != "halo":
+            return self.cols
+        return (self.cols - 1) * workload.stride[1] + (workload.s - 1) * workload.dilation[1] + 1
+
+    @property
+    def copies(self) -> int:
+        workload = self.workload
+        return {"halo": 1, "columns": workload.s, "taps": workload.r * workload.s}[self.layout]
+
+    @property
+    def elements(self) -> int:
+        """Elements of the buffer of one tile and chunk."""
+        return self.channels * self.copies * self.in_rows * self.in_cols
+
+    @property
+    def consecutive(self) -> bool:
+        """Pixel f stands at offset f, so vectors of pixels are contiguous even across rows."""
+        return self.layout == "taps" or (self.layout == "columns" and self.workload.stride[0] == 1)
+
+    def offsets(self, columns: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Stretched offsets, in elements, of filter columns c·r·s + r·s + s (c counted in the group)."""
+        workload = self.workload
+        tap = columns % (workload.r * workload.s)
+        c, r, s = columns // (workload.r * workload.s) % self.channels, tap // workload.s, tap % workload.s
+        if self.layout == "taps":
+            copy, row, col = tap, 0 * r, 0 * s
+        elif self.layout == "columns":
+            copy, row, col = s, r * workload.dilation[0], 0 * s
+        else:
+            copy, row, col = 0 * tap, r * workload.dilation[0], s * workload.dilation[1]
+        plane = (c * self.copies + copy) * self.in_rows + row
+        return (plane * self.in_cols + col).astype(np.int32)
+
+    def pixel(self, f: Any) -> Any:
+        """Offset, in elements, of pixel f of the tile: an integer or a TVM expression."""
+        if self.consecutive:
+            return f
+        row_step, col_step = self.workload.stride
+        if self.layout == "columns":
+            col_step = 1
+        return f // self.cols * (row_step * self.in_cols) + f % self.cols * col_step
+
+    def source(self, e: Any, tile_row: Any, tile_col: Any) -> tuple[Any, Any, Any]:
+        """(channel in the chunk, input row, input column) of buffer element e; rows and columns may lie in the padding."""
+        workload = self.workload
+        col = e % self.in_cols
+        row = e // self.in_cols % self.in_rows
+        copy = e // (self.in_cols * self.in_rows) % self.copies
+        channel = e // (self.in_cols * self.in_rows * self.copies)
+        (stride_h, stride_w), (dilation_h, dilation_w) = workload.stride, workload.dilation
+        if self.layout == "taps":
+            row, col = row * stride_h + copy // workload.s * dilation_h, col * stride_w + copy % workload.s * dilation_w
+        elif self.layout == "columns":
+            col = col * stride_w + copy * dilation_w
+        top, left, _, _ = workload.padding
+        return (
+            channel,
+            tile_row * (self.rows * stride_h) + row - top,
+            tile_col * (self.cols * stride_w) + col - left,
+        )
