@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -19,12 +19,21 @@ STARTS = {
 
 @pytest.mark.parametrize("code", STARTS.values(), ids=STARTS.keys())
 def test_start_is_quick(code: str) -> None:
-    """Best of five whole processes, the interpreter's own start included."""
+    """Best of five whole processes, the interpreter's own start included.
+
+    Counted in processor time, which on an idle machine is the time a person waits: the start reads a few files and is
+    otherwise all Python. The clock on the wall would measure what else runs on the test machine.
+    """
+
+    def used_s() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = used_s()
         subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(used_s() - before)
     assert min(seconds) < LIMIT_S
 
 
