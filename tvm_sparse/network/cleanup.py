@@ -1,0 +1,22 @@
+"""The passes every imported module goes through."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+
+from .canonical import canonical_activations
+from .fold import fold_into_convolutions
+from .lift import lift_convolutions
+
+
+def clean_up(module: tvm.IRModule) -> tvm.IRModule:
+    """Fold constants, batch norms, scales and padding; lift 1-D convolutions; canonical activations; no dead code."""
+    fold = relax.transform.FoldConstant()
+    tidy = tvm.transform.Sequential(
+        [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination(["main"])]
+    )
+    # dead code hides that a convolution has a single use, and the constants of dead batch norms are slow to fold
+    module = fold_into_convolutions(tidy(lift_convolutions(fold(module))))
+    module = relax.transform.DecomposeOpsForInference()(tidy(module))
+    return tidy(canonical_activations(tidy(fold(module))))

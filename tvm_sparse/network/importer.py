@@ -1,0 +1,41 @@
+"""Any accepted model as one Relax function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+from .imported import ImportedModel
+
+_ACCEPTED = "an .onnx file, a .pt2 file of torch.export.save, an onnx.ModelProto or a torch.export.ExportedProgram"
+
+
+def import_model(
+    source: Any, *, batch: int | None = None, shapes: Mapping[str, Sequence[int]] | None = None
+) -> ImportedModel:
+    """Import a model by its type or its file's extension: see `import_onnx` and `import_torch`.
+
+    Raises
+    ------
+    ModelError
+        When `source` is nothing that can be imported, or the importer refuses it.
+    """
+    if isinstance(source, ImportedModel):
+        return source
+    if isinstance(source, (str, Path)):
+        kind = Path(source).suffix.lower()
+        if kind not in (".onnx", ".pt2"):
+            raise ModelError(f"{source}: unknown kind of model: give {_ACCEPTED}")
+    else:
+        kind = {"onnx": ".onnx", "torch": ".pt2"}.get(type(source).__module__.split(".")[0].removesuffix("_ml_pb2"), "")
+    if kind == ".onnx":
+        from .onnx_import import import_onnx
+
+        return import_onnx(source, batch=batch, shapes=shapes)
+    if kind == ".pt2":
+        from .torch_import import import_torch
+
+        return import_torch(source, batch=batch, shapes=shapes)
+    raise ModelError(f"a {type(source).__name__} is no model: give {_ACCEPTED}")

@@ -1,0 +1,223 @@
+"""torch.export programs as Relax modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from ..errors import InputError, ModelError
+from .cleanup import clean_up
+from .imported import ImportedModel, TensorSpec, finite_filters, one_line, output_specs, static_shape, times
+from .layer_names import NamedFilter, name_convolutions
+from .references import TorchReference
+
+if TYPE_CHECKING:
+    import torch
+
+_TRAINING = tuple(
+    f"{name}.default" for name in ("_native_batch_norm_legit_functional", "_native_batch_norm_legit", "native_dropout")
+)
+_WEIGHT_SUFFIX = re.compile(r"(\.parametrizations)?\.weight(_orig|\.original\d*)?$")
+
+
+def import_torch(
+    source: str | Path | torch.export.ExportedProgram | torch.nn.Module,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> ImportedModel:
+    """Read a torch.export program and convert it to Relax.
+
+    A .pt2 file may hold pickled objects: load only files whose origin you trust.
+
+    Parameters
+    ----------
+    source
+        A file written by `torch.export.save`, a program, or a module together with `example_inputs`.
+    batch
+        The size of leading dimensions that were exported as dynamic.
+    shapes
+        Whole input shapes by input name, for programs with other dynamic dimensions.
+
+    Raises
+    ------
+    ModelError
+        When torch is not installed, the file is missing or damaged, was exported in training mode, uses an operator
+        that cannot be converted, leaves a dimension open or holds NaN or infinite weights.
+    InputError
+        When `batch` or `shapes` do not fit the program.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ModelError("torch is not installed: pip install tvm-sparse[torch]") from error
+    label = str(source) if isinstance(source, (str, Path)) else f"torch program '{type(source).__name__}'"
+    if isinstance(source, (str, Path)):
+        program = _load(Path(source))
+    elif isinstance(source, torch.nn.Module):
+        if example_inputs is None:
+            raise InputError(f"{label}: a torch module needs example_inputs to be exported with")
+        if source.training:
+            raise ModelError(f"{label}: the module is in training mode: call .eval() first")
+        label = f"torch module '{type(source).__name__}'"
+        try:
+            program = torch.export.export(source, tuple(example_inputs))
+        except Exception as error:
+            raise ModelError(f"{label}: torch.export failed ({one_line(error)})") from error
+    else:
+        program = source
+    return _convert(program, label, Path(source).stem if isinstance(source, (str, Path)) else "model", batch, shapes)
+
+
+def _load(path: Path) -> torch.export.ExportedProgram:
+    import torch
+
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise ModelError(f"{path}: truncated, or not a file of torch.export.save ({one_line(error)})") from error
+
+
+def _convert(
+    program: torch.export.ExportedProgram,
+    label: str,
+    name: str,
+    batch: int | None,
+    shapes: Mapping[str, Sequence[int]] | None,
+) -> ImportedModel:
+    from tvm.relax.frontend.torch import from_exported_program
+
+    _refuse_bad_weights(program, label)
+    try:
+        decomposed = program.run_decompositions(_decompositions())
+    except Exception as error:
+        raise ModelError(f"{label}: torch cannot decompose the program ({one_line(error)})") from error
+    _refuse_operators(decomposed, label)
+    try:
+        module = from_exported_program(decomposed, run_ep_decomposition=False, unwrap_unit_return_tuple=True)
+    except Exception as error:
+        raise ModelError(f"{label}: the program cannot be converted ({one_line(error)})") from error
+    module = clean_up(_pin(module, label, batch, shapes))
+    main = module["main"]
+    inputs = tuple(TensorSpec(p.name, static_shape(p) or (), str(p.ty.dtype)) for p in main.params)
+    convolutions = name_convolutions(module, _named_filters(decomposed))
+    finite_filters(module, convolutions, label)
+    outputs = [str(output) for output in decomposed.graph_signature.user_outputs]
+    unique = [f"{output}_{i}" if output in outputs[:i] else output for i, output in enumerate(outputs)]
+    return ImportedModel(
+        name=name,
+        module=module,
+        inputs=inputs,
+        outputs=output_specs(main, unique, label),
+        convolutions=convolutions,
+        reference=TorchReference(program, tuple(spec.name for spec in inputs)),
+    )
+
+
+def _decompositions() -> Any:
+    """Torch's default table without the activations that the matcher wants to see whole."""
+    import torch
+
+    table = torch.export.default_decompositions()
+    for op in (torch.ops.aten.silu.default, torch.ops.aten.hardswish.default, torch.ops.aten.hardsigmoid.default):
+        table.pop(op, None)
+    return table
+
+
+def _refuse_operators(program: torch.export.ExportedProgram, label: str) -> None:
+    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+    known = ExportedProgramImporter().convert_map
+    unknown: dict[str, str] = {}
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        target = getattr(node.target, "__name__", str(node.target))
+        if target in _TRAINING:
+            raise ModelError(f"{label}: node '{node.name}' is in training mode: call .eval() before torch.export")
+        if target not in known:
+            unknown.setdefault(target, node.name)
+    if unknown:
+        listed = "; ".join(f"{target} ({node})" for target, node in sorted(unknown.items())[:6])
+        more = f" and {len(unknown) - 6} more" if len(unknown) > 6 else ""
+        raise ModelError(f"{label}: unsupported operators: {listed}{more}")
+
+
+def _refuse_bad_weights(program: torch.export.ExportedProgram, label: str) -> None:
+    import torch
+
+    for name, tensor in program.state_dict.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            kind = "NaN" if bool(torch.isnan(tensor).any()) else "infinity"
+            raise ModelError(f"{label}: {kind} in parameter '{name}'")
+
+
+def _pin(
+    module: tvm.IRModule, label: str, batch: int | None, shapes: Mapping[str, Sequence[int]] | None
+) -> tvm.IRModule:
+    """Bind the symbolic dimensions of the inputs."""
+    shapes = dict(shapes or {})
+    params = {param.name: param for param in module["main"].params}
+    for name in shapes:
+        if name not in params:
+            raise InputError(f"{label}: no input named '{name}' to give a shape to; the inputs are {', '.join(params)}")
+    bound: dict[str, int] = {}
+    for name, param in params.items():
+        own = list(param.ty.shape.values)
+        wanted: list[int | None] = [int(size) for size in shapes[name]] if name in shapes else [None] * len(own)
+        if batch is not None and own and wanted[0] is None:
+            wanted[0] = batch
+        fits = len(wanted) == len(own) and all(
+            size is None or (size > 0 and (not isinstance(dim, tvm.tirx.IntImm) or int(dim) == size))
+            for dim, size in zip(own, wanted, strict=True)
+        )
+        if not fits:
+            given = times("?" if size is None else size for size in wanted)
+            raise InputError(f"{label}: shape {given} does not fit input '{name}', which is {times(own)}")
+        for dim, size in zip(own, wanted, strict=True):
+            if isinstance(dim, tvm.tirx.Var) and size is not None and bound.setdefault(str(dim), size) != size:
+                raise InputError(f"{label}: dimension '{dim}' of input '{name}' cannot be {bound[str(dim)]} and {size}")
+    if bound:
+        module = relax.transform.BindSymbolicVars(bound)(module)
+    for param in module["main"].params:
+        if static_shape(param) is None:
+            own = list(param.ty.shape.values)
+            still_open = [axis for axis, dim in enumerate(own) if not isinstance(dim, tvm.tirx.IntImm)]
+            option = "--batch N" if still_open == [0] else f"--shape {param.name}=1x3x224x224"
+            raise ModelError(
+                f"{label}: input '{param.name}' ({times(own)}) leaves dimension "
+                f"{', '.join(map(str, still_open))} open: pin it with {option}"
+            )
+    return module
+
+
+def _named_filters(program: torch.export.ExportedProgram) -> list[NamedFilter]:
+    """The convolutions of a program by the path of their module: where in the model the parameter lives."""
+    import torch
+
+    signature = program.graph_signature
+    paths = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    found: list[NamedFilter] = []
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node.target is not torch.ops.aten.convolution.default:
+            continue
+        weight = node.args[1]
+        shape = tuple(int(size) for size in weight.meta["val"].shape)
+        values: np.ndarray[Any, Any] | None = None
+        if weight.name in signature.inputs_to_parameters:
+            values = program.state_dict[paths[weight.name]].detach().numpy()
+        # a pruning mask or a reparametrisation stands between the parameter and the convolution
+        while weight.op != "placeholder" and weight.all_input_nodes:
+            weight = next((n for n in weight.all_input_nodes if "mask" not in n.name), weight.all_input_nodes[0])
+        path = _WEIGHT_SUFFIX.sub("", paths.get(weight.name, weight.name))
+        found.append(NamedFilter(path, shape, values))
+    return found
