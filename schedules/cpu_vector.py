@@ -9,7 +9,7 @@
         for row block kb: out := activation(sum + bias + residual)
 
 One multiply-add needs one aligned vector load of the tile, which stays in L1 for all output channels. A dense filter is
-the same kernel with row blocks of several channels that share every column: each load then feeds `vector` multiply-adds.
+the same kernel with row blocks of several channels that share every column: each load feeds `vector` multiply-adds.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _parts(workload: ConvWorkload, vector: int, wanted: int) -> int:
 def _tile_shape(workload: ConvWorkload, width: int, vectors: int) -> tuple[int, int]:
     """(rows, cols) of a tile of up to `vectors` full vectors that covers the output with the fewest idle lanes.
 
-    Narrow outputs put several rows into one vector; then a shift by a kernel row is no longer aligned, which is charged.
+    Narrow outputs put several rows into one vector; a shift by a kernel row is then no longer aligned: charged.
     """
     candidates: list[tuple[float, int, int, int]] = []
     consecutive = _layout(workload) == "taps" or workload.stride[0] == 1

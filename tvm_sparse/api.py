@@ -1,0 +1,191 @@
+"""The calls a user makes: compile, inspect, verify."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_sparse.errors import VerificationError
+from tvm_sparse.verification import Verification, compare, random_inputs
+
+if TYPE_CHECKING:
+    from tvm_sparse.deploy import ExportReport, Metadata, Network
+    from tvm_sparse.network.build import BuiltNetwork
+    from tvm_sparse.network.imported import ImportedModel
+    from tvm_sparse.network.inspection import LayerSummary
+    from tvm_sparse.network.replace import LayerDecision
+
+#: What can be compiled: a path to .onnx or .pt2, an onnx.ModelProto, a torch ExportedProgram.
+Model = Any
+
+
+class CompiledNetwork:
+    """A compiled network: run it, look at its decisions, export it.
+
+    Attributes
+    ----------
+    metadata : what the library says of itself: inputs, outputs, target, versions, decisions
+    verification : the comparison with the reference, or None where none was made
+    """
+
+    def __init__(self, built: BuiltNetwork, metadata: Metadata) -> None:
+        self._built = built
+        self._running: tuple[Network, tempfile.TemporaryDirectory[str]] | None = None
+        self.metadata = metadata
+        self.verification: Verification | None = None
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of all convolution filters with their zeros."""
+        return self.metadata.dense_bytes
+
+    @property
+    def sparse_bytes(self) -> int:
+        """Bytes of the convolution filters as they were packed."""
+        return self.metadata.sparse_bytes
+
+    def report(self) -> list[LayerDecision]:
+        """How every convolution runs, and why."""
+        return self._built.layers
+
+    def export(self, path: str | Path) -> ExportReport:
+        """Write the one-file library; an old file at `path` stays as it is if anything fails.
+
+        Raises
+        ------
+        OutputError
+            When `path` cannot be written.
+        CompileError
+            When there is no C++ compiler to link with.
+        """
+        from tvm_sparse.deploy import export_library
+
+        return export_library(self._built.executable, self.metadata, path)
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """Run the network here, through an exported library as a user of it would; see deploy.Network."""
+        if self._running is None:
+            from tvm_sparse.deploy import load
+
+            folder = tempfile.TemporaryDirectory(prefix="tvm-sparse-")
+            library = Path(folder.name) / "net.so"
+            self.export(library)
+            self._running = (load(library), folder)
+        return self._running[0](*inputs, **named)
+
+
+def compile(
+    model: Model,
+    *,
+    target: str = "llvm",
+    arch: str | Sequence[str] | None = None,
+    mcpu: str | None = None,
+    sparse: str = "auto",
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    threads: int | None = None,
+    verify: bool = True,
+    tolerance: float = 1e-4,
+    progress: Callable[[str, float], None] | None = None,
+) -> CompiledNetwork:
+    """Compile a pruned network, its convolutions on their nonzeros only.
+
+    Parameters
+    ----------
+    model : path of an .onnx or .pt2 file, an onnx.ModelProto, or a torch.export.ExportedProgram
+    target : "llvm" (this machine's CPU unless `mcpu` names another) or "cuda" (needs `arch`, and no GPU here)
+    arch : GPU architectures, "sm_90" or "sm_80,sm_90"
+    sparse : "auto" decides for every convolution, "always" and "never" do what they say
+    batch, shapes : pin what the model leaves open: the leading dimension, whole input shapes by input name
+    threads : CPU threads that the work is cut for (default: those this process may use)
+    verify : compare with the original framework on a random input; not possible for a target this machine cannot run
+    tolerance : largest relative error (L2, per output) that verification lets pass
+    progress : called with the stage and its finished fraction
+
+    Raises
+    ------
+    ModelError, InputError, CompileError
+        See tvm_sparse.errors; the message names the file, the layer or the option.
+    VerificationError
+        When the compiled network and the original differ by more than `tolerance`.
+    """
+    tell = progress or (lambda stage, fraction: None)
+    from tvm_sparse.targets import make_target
+
+    made = make_target(target, arch=arch, mcpu=mcpu, threads=threads)
+    tell("import the model", 0.0)
+    from tvm_sparse.network.build import build_network
+    from tvm_sparse.network.importer import import_model
+    from tvm_sparse.tvm_support import check_cuda_modules, cuda_build
+
+    imported = import_model(model, batch=batch, shapes=shapes)
+    tell("import the model", 1.0)
+    with ExitStack() as stack:
+        archs = None
+        if target == "cuda":
+            build = stack.enter_context(cuda_build(arch or "", target=made))
+            archs = build.archs
+        built = build_network(imported, made, sparse, tell)
+        if target == "cuda":
+            check_cuda_modules(built.executable, build)
+    network = CompiledNetwork(built, _metadata(imported, built, made, archs))
+    if verify and imported.reference is not None and _runs_here(target, mcpu):
+        tell("verify", 0.0)
+        network.verification = compare(imported, network, tolerance=tolerance)
+        tell("verify", 1.0)
+        if not network.verification.passed:
+            raise VerificationError(f"{imported.name}: {network.verification.describe()}")
+    return network
+
+
+def inspect(
+    model: Model, *, batch: int | None = None, shapes: Mapping[str, Sequence[int]] | None = None
+) -> list[LayerSummary]:
+    """What the convolutions of a model are like: shapes, nonzeros, row lengths, whether they can run sparse."""
+    from tvm_sparse.network.importer import import_model
+    from tvm_sparse.network.inspection import inspect_model
+
+    return inspect_model(import_model(model, batch=batch, shapes=shapes))
+
+
+def verify(model: Model, library: str | Path, *, tolerance: float = 1e-4, seed: int = 0) -> Verification:
+    """Run a library and the model it was compiled from on the same random input.
+
+    Raises
+    ------
+    ModelError, LibraryError
+        When either cannot be loaded, or the library was not compiled from a model with these inputs.
+    """
+    from tvm_sparse.deploy import load
+    from tvm_sparse.network.importer import import_model
+
+    network = load(library)
+    shapes = {spec.name: spec.shape for spec in network.inputs}
+    return compare(import_model(model, shapes=shapes), network, tolerance=tolerance, seed=seed)
+
+
+def _runs_here(target: str, mcpu: str | None) -> bool:
+    """Whether this machine can run what was compiled: CPU code for itself. A GPU is verified where it is."""
+    return target == "llvm" and mcpu is None
+
+
+def _metadata(imported: ImportedModel, built: BuiltNetwork, target: Any, archs: Sequence[str] | None) -> Metadata:
+    from tvm_sparse.deploy import make_metadata
+
+    return make_metadata(
+        model=imported.name,
+        inputs=imported.inputs,
+        outputs=imported.outputs,
+        target=target,
+        archs=archs,
+        layers=[asdict(layer) for layer in built.layers],
+        dense_bytes=sum(layer.dense_bytes for layer in built.layers),
+        sparse_bytes=sum(layer.packed_bytes for layer in built.layers),
+    )
+
+
+__all__ = ["CompiledNetwork", "Verification", "compile", "inspect", "random_inputs", "verify"]

@@ -1,0 +1,57 @@
+"""From an imported model to an executable: decide, replace, schedule what stays dense, build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.target import Target
+
+from tvm_sparse.network.decide import decide
+from tvm_sparse.network.imported import ImportedModel
+from tvm_sparse.network.match import match_layers
+from tvm_sparse.network.replace import LayerDecision, replace_layers
+from tvm_sparse.schedules.rules import apply_rules
+
+#: Called with the stage's name and the finished fraction of it.
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class BuiltNetwork:
+    """A Relax executable and what was decided for each convolution."""
+
+    executable: Any
+    layers: list[LayerDecision]
+
+
+def build_network(model: ImportedModel, target: Target, mode: str, progress: Progress) -> BuiltNetwork:
+    """Compile `model` for `target`; `mode` is "auto", "always" or "never", see decide().
+
+    For CUDA the caller holds a tvm_support.cuda_build context.
+    """
+    layers = match_layers(model.module["main"], model.convolutions)
+    decisions = [decide(layer, mode) for layer in layers]
+    with target:
+        module, report = replace_layers(
+            model.module, layers, decisions, target, lambda fraction: progress("pack and schedule", fraction)
+        )
+        progress("schedule dense operators", 0.0)
+        module = tvm.transform.Sequential(
+            [
+                relax.transform.LegalizeOps(),
+                relax.transform.AnnotateTIROpPattern(),
+                relax.transform.FoldConstant(),
+                relax.transform.FuseOps(),
+                relax.transform.FuseTIR(),
+                relax.transform.DeadCodeElimination(["main"]),
+            ]
+        )(module)
+        module = apply_rules(module, target)
+        progress("generate code", 0.0)
+        executable = tvm.compile(module, target=target, relax_pipeline="default_build")
+    progress("generate code", 1.0)
+    return BuiltNetwork(executable, report)

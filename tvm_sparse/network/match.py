@@ -1,0 +1,222 @@
+"""Find every 2-D convolution with a constant filter, together with what can be fused behind it.
+
+Behind a convolution, each used nowhere else: additions of a per-channel constant (bias), one addition of a tensor of
+the shape of the output (residual), one activation, in this order.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvm_sparse.network.imported import (
+    CONVOLUTIONS,
+    Array,
+    ConvInfo,
+    bindings_of,
+    is_constant,
+    operator,
+    static_shape,
+)
+from tvm_sparse.workload import ConvWorkload, Epilogue
+
+
+@dataclass(frozen=True)
+class ConvLayer:
+    """One convolution of the network: what it computes and where it stands in the Relax function.
+
+    `root` is the variable whose value the layer computes, its fused epilogue included; `absorbed` are the variables in
+    between that nobody else reads. `workload` has no epilogue when `reason` says why no template can take the layer.
+    """
+
+    name: str
+    workload: ConvWorkload | None
+    weight: Array = field(repr=False)
+    x: Any = field(repr=False)
+    root: relax.Var = field(repr=False)
+    bias: Array | None = field(default=None, repr=False)
+    residual: Any = field(default=None, repr=False)
+    absorbed: tuple[relax.Var, ...] = field(default=(), repr=False)
+    reason: str = ""
+
+    @property
+    def depthwise(self) -> bool:
+        return self.workload is not None and self.workload.groups == self.workload.c > 1
+
+    @property
+    def density(self) -> float:
+        return float(np.count_nonzero(self.weight)) / self.weight.size
+
+
+def match_layers(function: relax.Function, convolutions: tuple[ConvInfo, ...]) -> list[ConvLayer]:
+    """Every convolution with a constant filter in the bindings of `function`, in order; `convolutions` names them."""
+    finder = _Finder(function)
+    calls = [
+        (var, value) for var, value in finder.bindings if operator(value) in CONVOLUTIONS and is_constant(value.args[1])
+    ]
+    names = [info.name for info in convolutions]
+    # The later of two convolutions that meet in an addition takes it, so that the earlier one's value exists by then.
+    found = [finder.layer(name, var, call) for name, (var, call) in reversed(list(zip(names, calls, strict=True)))]
+    return found[::-1]
+
+
+class _Finder:
+    def __init__(self, function: relax.Function) -> None:
+        self.bindings = bindings_of(function)
+        self.values = dict(self.bindings)
+        self.order = {var: index for index, (var, _) in enumerate(self.bindings)}
+        self.taken: set[relax.Var] = set()
+        self.users: dict[relax.Var, list[relax.Var | None]] = defaultdict(list)
+        for var, value in self.bindings:
+            for used in _variables(value):
+                self.users[used].append(var)
+        for used in _variables(function.body.body):
+            self.users[used].append(None)
+
+    def layer(self, name: str, var: relax.Var, call: relax.Call) -> ConvLayer:
+        weight = call.args[1].value.numpy()
+        layer = ConvLayer(name, None, weight, call.args[0], var)
+        reason = _unsupported(call)
+        if reason:
+            return replace(layer, reason=reason)
+        workload = _workload(call, weight)
+        layer = replace(layer, workload=workload)
+        layer = self._take_biases(layer)
+        layer = self._take_residual(layer)
+        return self._take_activation(layer)
+
+    def _only_user(self, layer: ConvLayer) -> tuple[relax.Var, Any] | None:
+        users = self.users[layer.root]
+        if len(users) != 1 or users[0] is None or users[0] in self.taken:
+            return None
+        return users[0], self.values[users[0]]
+
+    def _extend(self, layer: ConvLayer, root: relax.Var, **changes: Any) -> ConvLayer:
+        self.taken.add(root)
+        return replace(layer, root=root, absorbed=(*layer.absorbed, layer.root), **changes)
+
+    def _take_biases(self, layer: ConvLayer) -> ConvLayer:
+        while (user := self._only_user(layer)) is not None and operator(user[1]) == "relax.add":
+            other = _other(user[1], layer.root)
+            bias = _per_channel(other, len(layer.weight))
+            if bias is None or static_shape(user[0]) != static_shape(layer.root):
+                break
+            layer = self._extend(layer, user[0], bias=bias if layer.bias is None else layer.bias + bias)
+        return self._with_epilogue(layer, bias=layer.bias is not None)
+
+    def _take_residual(self, layer: ConvLayer) -> ConvLayer:
+        user = self._only_user(layer)
+        if user is None or operator(user[1]) != "relax.add":
+            return layer
+        other = _other(user[1], layer.root)
+        same = static_shape(other) == static_shape(layer.root) and str(other.ty.dtype) == str(layer.root.ty.dtype)
+        if not same or other.same_as(layer.root):
+            return layer
+        return self._with_epilogue(self._extend(layer, user[0], residual=other), residual=True)
+
+    def _take_activation(self, layer: ConvLayer) -> ConvLayer:
+        user = self._only_user(layer)
+        if user is None:
+            return self._take_hard_swish(layer)
+        name, call = operator(user[1]), user[1]
+        if name == "relax.nn.relu":
+            return self._with_epilogue(self._extend(layer, user[0]), activation="relu")
+        if name == "relax.nn.silu":
+            return self._with_epilogue(self._extend(layer, user[0]), activation="silu")
+        if name == "relax.clip":
+            bounds = tuple(float(bound.value) for bound in call.args[1:3])
+            layer = self._extend(layer, user[0])
+            if bounds == (0.0, 6.0):
+                return self._with_epilogue(layer, activation="relu6")
+            return self._with_epilogue(layer, activation="clip", bounds=bounds)
+        return layer
+
+    def _take_hard_swish(self, layer: ConvLayer) -> ConvLayer:
+        """multiply(y, divide(clip(add(y, 3), 0, 6), 6)), the one form that the clean-up leaves."""
+        chain = [layer.root]
+        for name in ("relax.add", "relax.clip", "relax.divide", "relax.multiply"):
+            users = [user for user in self.users[chain[-1]] if user is not None and operator(self.values[user]) == name]
+            if len(users) != 1 or users[0] in self.taken or (name != "relax.add" and len(self.users[chain[-1]]) != 1):
+                return layer
+            chain.append(users[0])
+        y, shifted, clipped, gate, product = chain
+        constants = (self.values[shifted].args[1], *self.values[clipped].args[1:3], self.values[gate].args[1])
+        exact = [_scalar(constant) for constant in constants] == [3.0, 0.0, 6.0, 6.0]
+        inputs_match = all(self.values[product].args[i].same_as(v) for i, v in enumerate((y, gate)))
+        if len(self.users[y]) != 2 or not exact or not inputs_match:
+            return layer
+        self.taken.update(chain[1:])
+        layer = replace(layer, root=product, absorbed=(*layer.absorbed, y, shifted, clipped, gate))
+        return self._with_epilogue(layer, activation="hard_swish")
+
+    @staticmethod
+    def _with_epilogue(layer: ConvLayer, **changes: Any) -> ConvLayer:
+        assert layer.workload is not None
+        epilogue: Epilogue = replace(layer.workload.epilogue, **changes)
+        return replace(layer, workload=replace(layer.workload, epilogue=epilogue))
+
+
+def _unsupported(call: relax.Call) -> str:
+    """Why no template takes this convolution; empty when one does."""
+    name = str(operator(call)).removeprefix("relax.nn.")
+    if name != "conv2d":
+        return f"{name} stays dense"
+    attrs = call.attrs
+    if str(attrs.data_layout) != "NCHW" or str(attrs.kernel_layout) != "OIHW":
+        return f"layout {attrs.data_layout}/{attrs.kernel_layout} stays dense"
+    dtypes = {str(call.args[0].ty.dtype), str(call.args[1].ty.dtype), str(call.ty.dtype)}
+    if dtypes != {"float32"}:
+        return f"dtype {'/'.join(sorted(dtypes))} stays dense"
+    if static_shape(call.args[0]) is None:
+        return "a shape that depends on the data stays dense"
+    return ""
+
+
+def _workload(call: relax.Call, weight: Array) -> ConvWorkload:
+    shape = static_shape(call.args[0])
+    assert shape is not None
+    pair = {name: tuple(int(v) for v in getattr(call.attrs, name)) for name in ("strides", "padding", "dilation")}
+    n, c, h, w = shape
+    k, _, r, s = weight.shape
+    return ConvWorkload(
+        n, c, h, w, k, r, s, pair["strides"], pair["padding"], pair["dilation"], int(call.attrs.groups), "float32"
+    )  # fmt: skip
+
+
+def _variables(expr: Any) -> list[relax.Var]:
+    found: list[relax.Var] = []
+
+    def visit(node: Any) -> None:
+        if isinstance(node, relax.Var) and not isinstance(node, tvm.ir.GlobalVar):
+            found.append(node)
+
+    relax.analysis.post_order_visit(expr, visit)
+    return found
+
+
+def _other(call: relax.Call, var: relax.Var) -> Any:
+    left, right = call.args
+    return right if left.same_as(var) else left
+
+
+def _scalar(expr: Any) -> float | None:
+    if is_constant(expr):
+        array = expr.value.numpy()
+        return float(array.reshape(())) if array.size == 1 else None
+    return float(expr.value) if hasattr(expr, "value") else None
+
+
+def _per_channel(expr: Any, k: int) -> Array | None:
+    """The (k,) values of a constant that broadcasts over everything but the channels of (n, k, p, q)."""
+    if not is_constant(expr):
+        return None
+    array = expr.value.numpy()
+    shape = (1,) * (4 - array.ndim) + array.shape if array.ndim <= 4 else None
+    if shape is None or shape[0] != 1 or shape[2:] != (1, 1) or shape[1] not in (1, k) or array.dtype != np.float32:
+        return None
+    return np.ascontiguousarray(np.broadcast_to(array.reshape(shape[1]), (k,)))
