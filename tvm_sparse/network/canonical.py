@@ -12,7 +12,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from .imported import is_constant, operator, static_shape
+from tvm_sparse.network.imported import is_constant, operator, static_shape
 
 _CLIPS = ("relax.clip", "relax.maximum", "relax.minimum", "relax.nn.relu")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
-from .canonical import canonical_activations
-from .fold import fold_into_convolutions
-from .lift import lift_convolutions
+from tvm_sparse.network.canonical import canonical_activations
+from tvm_sparse.network.fold import fold_into_convolutions
+from tvm_sparse.network.lift import lift_convolutions
 
 
 def clean_up(module: tvm.IRModule) -> tvm.IRModule:

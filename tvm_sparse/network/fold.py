@@ -13,7 +13,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from .imported import Array, bindings_of, is_constant, operator, static_shape
+from tvm_sparse.network.imported import Array, bindings_of, is_constant, operator, static_shape
 
 
 @dataclass(frozen=True)

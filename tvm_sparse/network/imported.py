@@ -10,7 +10,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from ..errors import ModelError
+from tvm_sparse.errors import ModelError
 
 Array = np.ndarray[Any, Any]
 Reference = Callable[[Mapping[str, Array]], list[Array]]

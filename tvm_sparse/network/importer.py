@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError
-from .imported import ImportedModel
+from tvm_sparse.errors import ModelError
+from tvm_sparse.network.imported import ImportedModel
 
 _ACCEPTED = "an .onnx file, a .pt2 file of torch.export.save, an onnx.ModelProto or a torch.export.ExportedProgram"
 
@@ -31,11 +31,11 @@ def import_model(
     else:
         kind = {"onnx": ".onnx", "torch": ".pt2"}.get(type(source).__module__.split(".")[0].removesuffix("_ml_pb2"), "")
     if kind == ".onnx":
-        from .onnx_import import import_onnx
+        from tvm_sparse.network.onnx_import import import_onnx
 
         return import_onnx(source, batch=batch, shapes=shapes)
     if kind == ".pt2":
-        from .torch_import import import_torch
+        from tvm_sparse.network.torch_import import import_torch
 
         return import_torch(source, batch=batch, shapes=shapes)
     raise ModelError(f"a {type(source).__name__} is no model: give {_ACCEPTED}")

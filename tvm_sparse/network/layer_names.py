@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import tvm
 
-from .imported import Array, ConvInfo, convolution_calls, is_constant, operator
+from tvm_sparse.network.imported import Array, ConvInfo, convolution_calls, is_constant, operator
 
 _SAME_DIRECTION = 1 - 1e-4
 

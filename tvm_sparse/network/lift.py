@@ -7,7 +7,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from .imported import bindings_of, is_constant, operator, static_shape
+from tvm_sparse.network.imported import bindings_of, is_constant, operator, static_shape
 
 _UNARY = {f"relax.{name}" for name in ("nn.relu", "nn.silu", "nn.leakyrelu", "nn.gelu", "sigmoid", "tanh", "clip")}
 _BINARY = {f"relax.{name}" for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum")}

@@ -15,9 +15,9 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
-from ..errors import ModelError
-from .imported import is_constant, one_line
-from .onnx_model import node_name, refuse_operators
+from tvm_sparse.errors import ModelError
+from tvm_sparse.network.imported import is_constant, one_line
+from tvm_sparse.network.onnx_model import node_name, refuse_operators
 
 _log = logging.getLogger(__name__)
 # control flow would need a module of more than one dataflow block, which the later passes do not handle

@@ -9,12 +9,12 @@ from pathlib import Path
 import onnx
 from onnx import numpy_helper
 
-from .cleanup import clean_up
-from .imported import ImportedModel, TensorSpec, finite_filters, output_specs, static_shape
-from .layer_names import NamedFilter, name_convolutions
-from .onnx_convert import convert_model, explicit_padding, slim_model
-from .onnx_model import graph_inputs, load_model, pin_shapes, refuse_bad_weights
-from .references import OnnxRuntimeReference
+from tvm_sparse.network.cleanup import clean_up
+from tvm_sparse.network.imported import ImportedModel, TensorSpec, finite_filters, output_specs, static_shape
+from tvm_sparse.network.layer_names import NamedFilter, name_convolutions
+from tvm_sparse.network.onnx_convert import convert_model, explicit_padding, slim_model
+from tvm_sparse.network.onnx_model import graph_inputs, load_model, pin_shapes, refuse_bad_weights
+from tvm_sparse.network.references import OnnxRuntimeReference
 
 _CONV = ("Conv", "ConvTranspose")
 # what onnxslim fuses into a convolution, whose output then carries the name of the last of them

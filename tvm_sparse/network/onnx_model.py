@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
-from ..errors import InputError, ModelError
-from .imported import Array, one_line, times
+from tvm_sparse.errors import InputError, ModelError
+from tvm_sparse.network.imported import Array, one_line, times
 
 _MAX_CHECKED_BYTES = 2**31 - 1
 _NAMELESS = ("", "?", "-1", "None")  # what exporters write for a size they do not know

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .imported import Array
+from tvm_sparse.network.imported import Array
 
 if TYPE_CHECKING:
     import onnx

@@ -11,11 +11,19 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from ..errors import InputError, ModelError
-from .cleanup import clean_up
-from .imported import ImportedModel, TensorSpec, finite_filters, one_line, output_specs, static_shape, times
-from .layer_names import NamedFilter, name_convolutions
-from .references import TorchReference
+from tvm_sparse.errors import InputError, ModelError
+from tvm_sparse.network.cleanup import clean_up
+from tvm_sparse.network.imported import (
+    ImportedModel,
+    TensorSpec,
+    finite_filters,
+    one_line,
+    output_specs,
+    static_shape,
+    times,
+)
+from tvm_sparse.network.layer_names import NamedFilter, name_convolutions
+from tvm_sparse.network.references import TorchReference
 
 if TYPE_CHECKING:
     import torch
