@@ -26,6 +26,7 @@ lint: $(VENV)/dev.stamp  ## ruff and mypy
 	$(BIN)/mypy
 
 wheel: $(VENV)/dev.stamp  ## build the source archive and, from it, the wheel into dist/
+	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 
 clean:  ## remove what the commands above made

@@ -36,6 +36,14 @@ class Result:
     p95_us: float = 20.0
 
 
+@dataclass(frozen=True)
+class Pruned:
+    convs: tuple[Decision, ...] = (Decision("conv1", "pruned", "–"),)
+    weights: int = 10_000
+    before: float = 0.25
+    after: float = 0.9
+
+
 class Network:
     """A compiled or loaded network, as far as the commands look at it."""
 
@@ -85,11 +93,14 @@ def test_inspect(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) 
 def test_prune(
     options: list[str], expected: dict[str, Any], calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls.answers["prune_file"] = Result()
     output = model.with_name("out.onnx")
+    output.write_bytes(b"123")
+    calls.answers["prune_file"] = Pruned()
     assert main(["prune", str(model), "-o", str(output), "--sparsity", "0.9", *options]) == 0
     assert calls.last == ("prune_file", (model, output), {"sparsity": 0.9, **expected})
-    assert "median us: 12.5" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:2] == ["conv1", "pruned"]
+    assert lines[2:5] == ["weights: 10,000", "sparsity before: 0.25", "sparsity after: 0.9"] and "3 bytes" in lines[5]
 
 
 def test_compile(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

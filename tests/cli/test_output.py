@@ -103,3 +103,29 @@ def test_progress_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch:
         report("build [x]", 1.0)
     captured = capsys.readouterr()
     assert captured.out == "" and "build [x]" in captured.err and "100%" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1,000 bytes (1.0 kB)"), (25_600_000, "25,600,000 bytes (25.6 MB)")],
+)
+def test_sizes(count: int, text: str) -> None:
+    assert output.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "yes"),
+        (12345, "12,345"),
+        (0.90123, "0.9012"),
+        (1.5e6, "1,500,000"),
+        (float("nan"), "nan"),
+        (None, "–"),
+        ((1, 3, 8, 8), "1×3×8×8"),
+        (["a", "b"], "a, b"),
+        ((), "none"),
+    ],
+)
+def test_cells(value: object, text: str) -> None:
+    assert output.cell(value) == text

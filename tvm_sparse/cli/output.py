@@ -84,8 +84,10 @@ def cell(value: Any) -> str:
 
 
 def size(count_bytes: int) -> str:
-    """A size in bytes with a readable one beside it."""
-    return f"{count_bytes:,} bytes ({count_bytes / 1e6:.1f} MB)"
+    """A size in bytes, with a readable one beside it."""
+    unit, scale = next(((name, 1000**k) for k, name in ((2, "MB"), (1, "kB")) if count_bytes >= 1000**k), ("bytes", 1))
+    exact = f"{count_bytes:,} bytes"
+    return exact if scale == 1 else f"{exact} ({count_bytes / scale:.1f} {unit})"
 
 
 def to_json(value: Any) -> str:

@@ -27,13 +27,15 @@ def command(
     ] = False,
     skip: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", show_default=False, help="Layers to leave dense, separated by commas."),
+        typer.Option(
+            metavar="NAMES", show_default=False, help="Names or patterns of layers to leave dense, separated by commas."
+        ),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Set the smallest weights of every convolution to zero and write the network again."""
     check_writable(output)
-    from tvm_sparse.cli.output import show_report, to_json
+    from tvm_sparse.cli.output import show_pairs, show_records, size, to_json
     from tvm_sparse.prune import prune_file
 
     report = prune_file(
@@ -47,4 +49,12 @@ def command(
     if json:
         print(to_json(report))
         return
-    show_report(report)
+    show_records(report.convs)
+    show_pairs(
+        {
+            "weights": report.weights,
+            "sparsity before": report.before,
+            "sparsity after": report.after,
+            "written": f"{output}, {size(output.stat().st_size)}",
+        }
+    )
