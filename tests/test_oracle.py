@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
@@ -73,6 +73,7 @@ def test_conv2d_is_onnx_conv(case: dict[str, Any]) -> None:
     np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_convolution_is_a_sum_over_its_window(data: st.DataObject) -> None:
     """One output element, chosen at random, from the definition."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvm_sparse.errors import InputError, ModelError
@@ -166,6 +166,7 @@ def test_stream(
     check_stream(pack(weight).stream(channels_per_chunk, pad_to), weight, pad_to)
 
 
+@settings(deadline=None)
 @given(filters(), st.integers(1, 20), st.integers(1, 14), st.integers(1, 5))
 def test_any_filter(weight: np.ndarray, size: int, channels_per_chunk: int, pad_to: int) -> None:
     for fmt in (

@@ -24,12 +24,13 @@ def test_layout_by_hand() -> None:
     assert (ell.nnz, ell.stored) == (9, 10)
 
 
-def test_an_empty_row_beside_a_full_one_is_padded_with_column_0() -> None:
-    weight = np.zeros((2, 1, 1, 3), np.float32)
-    weight[1, 0, 0, 1:] = 4, 5
-    ell = SlicedELLFilter.from_dense(weight, 2)
-    assert ell.values.tolist() == [4, 5, 0, 0]
-    assert ell.columns.tolist() == [1, 2, 0, 0]
+def test_padding_repeats_the_last_column_and_is_column_0_in_an_empty_row() -> None:
+    weight = np.zeros((3, 1, 1, 4), np.float32)
+    weight[1, 0, 0, 1:3] = 4, 5
+    weight[2, 0, 0, 3] = 6
+    ell = SlicedELLFilter.from_dense(weight, 3)
+    assert ell.values.tolist() == [4, 5, 6, 0, 0, 0]
+    assert ell.columns.tolist() == [1, 2, 3, 3, 0, 0]
 
 
 def test_slices_of_one_row_have_no_padding() -> None:

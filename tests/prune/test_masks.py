@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvm_sparse.errors import InputError, ModelError
 from tvm_sparse.prune import magnitude_mask
 from tvm_sparse.prune.masks import joint_masks
+
+REPO = Path(__file__).resolve().parents[2]
+PRUNED = Path(os.environ.get("TVM_SPARSE_DATA", REPO / "../shared/data/pruned"))
 
 sparsities = st.floats(0, 1, exclude_max=True)
 
@@ -38,6 +43,7 @@ def test_a_shorter_last_vector_is_compared_fairly() -> None:
     assert mask.tolist() == [[False, False]] * 4 + [[True, False]]
 
 
+@settings(deadline=None)
 @given(
     st.tuples(st.integers(1, 9), st.integers(1, 6), st.integers(1, 3), st.integers(1, 3)),
     sparsities,
@@ -87,6 +93,25 @@ def test_joint_masks_rank_all_filters_together() -> None:
     masks = joint_masks([small, large], 0.5, 1)
     assert np.count_nonzero(~masks[0]) == round(0.5 * (small.size + large.size))
     assert masks[1].all() and joint_masks([], 0.5, 1) == []
+
+
+def test_published_filters_lose_their_zeros_first() -> None:
+    """Filters others have pruned: at the sparsity they have, exactly their zeros go; above it, small weights too."""
+    paths = sorted(PRUNED.glob("*.npz"))
+    if not paths:
+        pytest.skip("no published filters here; set TVM_SPARSE_DATA")
+    seen = 0
+    for path in paths:
+        with np.load(path) as arrays:
+            weights = {name: arrays[name] for name in arrays.files}
+        for name, weight in weights.items():
+            if weight.ndim >= 2:
+                seen += 1
+                sparsity = float((weight == 0).mean())
+                np.testing.assert_array_equal(magnitude_mask(weight, sparsity), weight != 0, err_msg=name)
+                mask = magnitude_mask(weight, (1 + sparsity) / 2, "vector:4")
+                assert np.count_nonzero(weight[mask]) < np.count_nonzero(weight), name
+    assert seen >= 10
 
 
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, 1.5, 90, float("nan"), float("inf"), "most", None])
