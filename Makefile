@@ -36,7 +36,7 @@ clean:  ## remove what the commands above made
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
 		{ echo "error: $(PYTHON) is not a Python from 3.10 to 3.13; choose one: make PYTHON=python3.11 …" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/%.stamp: pyproject.toml | $(BIN)/python
 	@echo "setting up $(VENV) [$*]: the first time this downloads several hundred MB"
