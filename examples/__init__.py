@@ -1,0 +1,1 @@
+"""Networks to try the compiler on. Not part of the installed package."""
