@@ -23,7 +23,7 @@ Knobs = Mapping[str, int | str]
 
 @dataclass(frozen=True)
 class Kernel:
-    """One scheduled convolution: a PrimFunc (x, *constants, [bias], [residual], out) and the arrays it was packed for."""
+    """One scheduled convolution: a PrimFunc (x, *constants, [bias], [residual], out) and the constants it takes."""
 
     workload: ConvWorkload
     template: str
@@ -53,6 +53,10 @@ class Template(ABC):
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> Tiling:
         """How these knobs cut pixels and channels."""
 
+    def row_block_multiple(self, knobs: Knobs) -> int:
+        """Row blocks that are scheduled together; empty ones are added up to a multiple of this."""
+        return 1
+
     @abstractmethod
     def schedule(self, conv: DirectConv, tiling: Tiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
         """Map the expression to the machine."""
@@ -78,7 +82,7 @@ class Template(ABC):
         tiling = self.tiling(workload, chosen)
         pad_to = int(chosen.get("pad_to", 1))
         stream = make_format(weight, str(chosen["format"])).stream(tiling.channels, pad_to)
-        packed = pack_filter(stream, tiling, pad_to)
+        packed = pack_filter(stream, tiling, pad_to, self.row_block_multiple(chosen))
         func = self.schedule(direct_conv2d(tiling, packed), tiling, chosen, target)
         # "is_scheduled" keeps dlight off it; pattern 8 (opaque) keeps fusion off it, which would crash (TVM 0.27).
         func = func.with_attr({"tirx.is_scheduled": True, "op_pattern": 8})

@@ -30,7 +30,7 @@ from tvm_sparse.formats import FilterStream
 class PackedFilter:
     """The arrays a kernel reads: values (total, vector), offsets (total,), starts and counts (chunks, row blocks).
 
-    `counts` is in groups of `pad_to` nonzeros, so that a loop over groups needs no tail.
+    `starts` and `counts` are in groups of `pad_to` nonzeros, so that a loop over groups needs no tail.
     """
 
     values: NDArray[np.floating]
@@ -53,8 +53,13 @@ class PackedFilter:
         return sum(array.nbytes for array in self.arrays)
 
 
-def pack_filter(stream: FilterStream, tiling: Tiling, pad_to: int = 1) -> PackedFilter:
+def pack_filter(stream: FilterStream, tiling: Tiling, pad_to: int = 1, block_multiple: int = 1) -> PackedFilter:
     """Stretch the columns of a stream into offsets of this tiling.
+
+    Parameters
+    ----------
+    pad_to : what the stream was padded to
+    block_multiple : empty row blocks are added behind the last one up to a multiple of this
 
     Raises
     ------
@@ -68,20 +73,20 @@ def pack_filter(stream: FilterStream, tiling: Tiling, pad_to: int = 1) -> Packed
         )
     if workload.groups > 1 and workload.k_per_group % stream.vector:
         raise InputError(f"{workload}: vectors of {stream.vector} output channels reach over two groups")
-    missing = tiling.chunks - stream.starts.shape[0]
-    pad = ((0, missing), (0, 0))
+    chunks, row_blocks = stream.starts.shape
+    pad = ((0, tiling.chunks - chunks), (0, -row_blocks % block_multiple))
     return PackedFilter(
         values=np.ascontiguousarray(stream.values, workload.dtype),
         offsets=tiling.offsets(stream.columns),
-        starts=np.pad(stream.starts, pad).astype(np.int32),
-        counts=np.pad(-(-stream.counts // pad_to), pad).astype(np.int32),
+        starts=np.pad(stream.starts // pad_to, pad).astype(np.int32),
+        counts=np.pad(stream.counts // pad_to, pad).astype(np.int32),
         pad_to=pad_to,
     )
 
 
 @dataclass(frozen=True)
 class DirectConv:
-    """The expression's tensors: `args` in calling order (x, values, offsets, starts, counts, [bias], [residual], out)."""
+    """The expression's tensors in calling order: x, values, offsets, starts, counts, [bias], [residual], out."""
 
     args: list[te.Tensor]
 
@@ -114,7 +119,7 @@ def direct_conv2d(tiling: Tiling, packed: PackedFilter) -> DirectConv:
         channel, row, col = tiling.source(e, ty, tx)
         channel = chunk * tiling.channels + channel
         inside = [row >= 0, row < workload.h, col >= 0, col < workload.w]
-        if chunks * tiling.channels > workload.c_per_group:
+        if chunks * tiling.channels > workload.c_per_group or tiling.overrun:
             inside.append(channel < workload.c_per_group)
         element = x[i, g * workload.c_per_group + channel, row, col]
         return tirx.if_then_else(tirx.all(*inside), element, tirx.const(0, dtype))
@@ -126,8 +131,8 @@ def direct_conv2d(tiling: Tiling, packed: PackedFilter) -> DirectConv:
     j = te.reduce_axis((0, longest), name="j")
 
     def partial_sum(i, split, kb, v, ty, tx, f):
-        chunk = split * per_split + c
-        at = starts[chunk, kb] + j
+        chunk = c * tiling.splits + split
+        at = (starts[chunk, kb] + j // pad_to) * pad_to + j % pad_to if pad_to > 1 else starts[chunk, kb] + j
         element = tile[i, kb // blocks_per_group, ty, tx, chunk, offsets[at] + tiling.pixel(f)]
         term = values[at, v].astype("float32") * element.astype("float32")
         return te.sum(tirx.if_then_else(j // pad_to < counts[chunk, kb], term, tirx.const(0, "float32")), axis=[c, j])

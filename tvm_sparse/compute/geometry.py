@@ -7,9 +7,10 @@ A tile is `rows` x `cols` output pixels. Its input, for one chunk of channels, i
 with `offset` known from the filter alone and `pixel` from the geometry alone (Escoin, arXiv 1802.10280, section 3.2:
 "stretched" weights). Three layouts of the buffer:
 
-- "halo": the input rows and columns the tile covers, once. Least memory; pixels are `stride` apart.
-- "columns": one copy per kernel column s, shifted by it, without halo columns. For a row stride of 1 the pixels of a tile
-  are then consecutive for every filter column, so vector loads are aligned.
+- "halo": the input rows and columns that the tile's true pixels need, once. Least memory; pixels are `stride` apart.
+  Pixels of the tile beyond the output read whatever follows, inside the buffer; nobody stores them.
+- "columns": one copy per kernel column s, shifted by it, without halo columns. For a row stride of 1 the pixels of a
+  tile are then consecutive for every filter column, so vector loads are aligned.
 - "taps": one copy per kernel element (r, s). Consecutive pixels for any stride.
 """
 
@@ -31,7 +32,8 @@ LAYOUTS = ("halo", "columns", "taps")
 class Tiling:
     """Tiles of `rows` x `cols` output pixels, `channels` input channels a chunk.
 
-    `splits` cuts the chunks of a row into that many independent partial sums (see direct_conv2d).
+    `splits` cuts the chunks of a row into that many independent partial sums (see direct_conv2d). `pitch` is the least
+    distance of two buffer rows in the layout "halo", in elements: it can keep pixels in different memory banks.
     """
 
     workload: ConvWorkload = field(repr=False)
@@ -40,11 +42,12 @@ class Tiling:
     channels: int
     layout: str = "halo"
     splits: int = 1
+    pitch: int = 1
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise InputError(f"unknown tile layout {self.layout!r}: choose one of {', '.join(LAYOUTS)}")
-        if min(self.rows, self.cols, self.channels, self.splits) < 1:
+        if min(self.rows, self.cols, self.channels, self.splits, self.pitch) < 1:
             raise InputError(f"{self}: every size is 1 or more")
 
     @property
@@ -68,7 +71,8 @@ class Tiling:
         workload = self.workload
         if self.layout == "taps":
             return self.rows
-        return (self.rows - 1) * workload.stride[0] + (workload.r - 1) * workload.dilation[0] + 1
+        rows = min(self.rows, workload.p) if self.layout == "halo" else self.rows
+        return (rows - 1) * workload.stride[0] + (workload.r - 1) * workload.dilation[0] + 1
 
     @property
     def in_cols(self) -> int:
@@ -76,7 +80,17 @@ class Tiling:
         workload = self.workload
         if self.layout != "halo":
             return self.cols
-        return (self.cols - 1) * workload.stride[1] + (workload.s - 1) * workload.dilation[1] + 1
+        needed = (min(self.cols, workload.q) - 1) * workload.stride[1] + (workload.s - 1) * workload.dilation[1] + 1
+        return max(needed, self.pitch)
+
+    @property
+    def overrun(self) -> int:
+        """Buffer elements behind the last channel, for pixels beyond the output."""
+        if self.layout != "halo":
+            return 0
+        workload = self.workload
+        rows, cols = max(0, self.rows - workload.p), max(0, self.cols - workload.q)
+        return rows * workload.stride[0] * self.in_cols + cols * workload.stride[1]
 
     @property
     def copies(self) -> int:
@@ -86,7 +100,7 @@ class Tiling:
     @property
     def elements(self) -> int:
         """Elements of the buffer of one tile and chunk."""
-        return self.channels * self.copies * self.in_rows * self.in_cols
+        return self.channels * self.copies * self.in_rows * self.in_cols + self.overrun
 
     @property
     def consecutive(self) -> bool:
@@ -117,7 +131,7 @@ class Tiling:
         return f // self.cols * (row_step * self.in_cols) + f % self.cols * col_step
 
     def source(self, e: Any, tile_row: Any, tile_col: Any) -> tuple[Any, Any, Any]:
-        """(channel in the chunk, input row, input column) of buffer element e; rows and columns may lie in the padding."""
+        """(channel in the chunk, input row, input column) of buffer element e; the last two may lie in the padding."""
         workload = self.workload
         col = e % self.in_cols
         row = e // self.in_cols % self.in_rows
