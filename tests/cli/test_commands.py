@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tvm_sparse.cli import main
+from tvm_sparse.cli.run_library import read_arrays, write_arrays
 from tvm_sparse.errors import InputError
 
 from .conftest import Calls
@@ -21,13 +22,53 @@ class Decision:
     name: str
     decision: str
     reason: str
+    workload: str = "64x64x3x3"
+    sparsity: float = 0.9
+    template: str = "cpu_vector"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `inspect` is told of a layer; one whose filter is not known has no counts."""
+
+    name: str = "conv1"
+    filter_shape: tuple[int, ...] = (64, 3, 7, 7)
+    output_shape: tuple[int, ...] = (1, 64, 8, 8)
+    stride: tuple[int, ...] = (2, 1)
+    padding: tuple[int, ...] = (0, 1, 2, 3)
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+    nnz: int | None = None
+    sparsity: float | None = None
+    macs_dense: int = 602112
+    macs_sparse: int | None = None
+    row_min: int | None = 1
+    row_median: float | None = 2.5
+    row_max: int | None = 4
+    empty_rows: int | None = 0
+    eligible: bool = False
+    reason: str = "computed at run time"
+
+
+@dataclass(frozen=True)
+class Spec:
+    name: str
+    shape: tuple[int, ...] = (1, 2)
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
 class Verification:
     reference: str = "onnxruntime"
     relative_error: dict[str, float] = field(default_factory=lambda: {"y": 2e-6})
-    passed: bool = True
+    tolerance: float = 1e-4
+
+    @property
+    def passed(self) -> bool:
+        return all(error <= self.tolerance for error in self.relative_error.values())
+
+    def describe(self) -> str:
+        return f"output y differs by {self.relative_error['y']:.3g}"
 
 
 @dataclass(frozen=True)
@@ -51,8 +92,11 @@ class Network:
     dense_bytes = 4_000_000
     sparse_bytes = 1_000_000
 
+    inputs = (Spec("x"),)
+    outputs = (Spec("y"),)
+
     def __init__(self) -> None:
-        self.inputs: list[Any] = []
+        self.seen: list[dict[str, np.ndarray]] = []
 
     def report(self) -> list[Decision]:
         return [Decision("conv1", "dense", "first layer"), Decision("conv2", "sparse", "90 % zeros")]
@@ -61,23 +105,23 @@ class Network:
         Path(path).write_bytes(b"12345")
         return Result()
 
-    def random_inputs(self, seed: int) -> dict[str, np.ndarray]:
-        return {"x": np.full((1, 2), seed, np.float32)}
-
-    def run(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self.inputs.append(arrays)
-        return {"y": arrays["x"] * 2}
+    def __call__(self, **arrays: np.ndarray) -> np.ndarray:
+        self.seen.append(arrays)
+        return arrays["x"] * 2
 
 
 def test_inspect(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    calls.answers["inspect"] = [Decision("conv1", "dense", "first layer")]
+    calls.answers["inspect"] = [Summary()]
     options = ["--batch", "2", "--shape", "a:0=1x3x8x8", "--shape", "b=1,2"]
     assert main(["inspect", str(model), *options]) == 0
     assert calls.last == ("inspect", (model,), {"batch": 2, "shapes": {"a:0": (1, 3, 8, 8), "b": (1, 2)}})
-    assert "first layer" in capsys.readouterr().out
+    row = capsys.readouterr().out.splitlines()[1]
+    assert row.startswith("conv1") and row.rstrip().endswith("no        computed at run time")
+    assert all(text in row for text in ("64×3×7×7", "2×1", "0×1×2×3", "602,112", "1/2.5/4", "–"))
     assert main(["inspect", str(model), "--json"]) == 0
     assert calls.last == ("inspect", (model,), {"batch": None, "shapes": None})
-    assert json.loads(capsys.readouterr().out) == [{"name": "conv1", "decision": "dense", "reason": "first layer"}]
+    (layer,) = json.loads(capsys.readouterr().out)
+    assert layer["filter_shape"] == [64, 3, 7, 7] and layer["nnz"] is None and layer["eligible"] is False
 
 
 @pytest.mark.parametrize(
@@ -117,7 +161,7 @@ def test_compile(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) 
     assert args == (model,)
     assert kwargs == {
         "target": "cuda",
-        "arch": ("sm_80", "sm_90"),
+        "arch": "sm_80,sm_90",
         "mcpu": None,
         "sparse": "always",
         "batch": 1,
@@ -127,14 +171,14 @@ def test_compile(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) 
     }
     captured = capsys.readouterr()
     assert captured.err == "import …\nexporting …\n"
-    assert "sparse convolutions: 1 of 2" in captured.out and "relative error 2e-06" in captured.out
+    assert "sparse convolutions: 1 of 2" in captured.out and "verification: output y differs by 2e-06" in captured.out
     assert "4,000,000 bytes" in captured.out and "1,000,000 bytes" in captured.out and "5 bytes" in captured.out
     written = json.loads(report.read_text())
     assert written["layers"][1]["decision"] == "sparse" and written["verification"]["passed"] is True
 
 
 def test_compile_prints_only_json_where_asked(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    calls.answers["compile"] = Network()
+    calls.answers["compile"] = lambda *_, **__: Network()
     assert main(["compile", str(model), "-o", str(model.with_name("net.so")), "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["sparse_bytes"] == 1_000_000
     assert calls.last[2]["verify"] is True and calls.last[2]["target"] == "llvm" and calls.last[2]["arch"] is None
@@ -144,9 +188,9 @@ def test_compile_says_that_verification_was_skipped(
     calls: Calls, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Network, "verification", None)
-    calls.answers["compile"] = Network()
+    calls.answers["compile"] = lambda *_, **__: Network()
     assert main(["compile", str(model), "-o", str(model.with_name("net.so")), "--no-verify"]) == 0
-    assert "verification: skipped" in capsys.readouterr().out
+    assert "verification: none made" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -175,13 +219,17 @@ def test_an_unwritable_output_stops_before_the_work(
 
 
 def test_run_on_random_input(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    network = calls.answers["load"] = Network()
+    network = Network()
     calls.answers["load"] = lambda *_, **__: network
     library, output = model.with_name("net.so"), model.with_name("y.npz")
     assert main(["run", str(library), "--random", "3", "-o", str(output), "--threads", "2"]) == 0
     assert calls.last == ("load", (library,), {"threads": 2})
-    np.testing.assert_array_equal(np.load(output)["y"], np.full((1, 2), 6, np.float32))
-    assert capsys.readouterr().out.splitlines()[1].split() == ["y", "1×2", "float32", "6", "6", "6"]
+    drawn = np.load(output)["y"]
+    np.testing.assert_array_equal(drawn, network.seen[0]["x"] * 2)
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["y", "1×2", "float32"]
+    for seed, same in [("3", True), ("4", False)]:
+        assert main(["run", str(library), "--random", seed, "-o", str(output)]) == 0
+        assert np.array_equal(np.load(output)["y"], drawn) is same
 
 
 def test_run_on_given_input(calls: Calls, model: Path) -> None:
@@ -190,7 +238,17 @@ def test_run_on_given_input(calls: Calls, model: Path) -> None:
     given = model.with_name("x.npz")
     np.savez(given, x=np.arange(2))
     assert main(["run", "net.so", "--input", str(given)]) == 0
-    np.testing.assert_array_equal(network.inputs[0]["x"], np.arange(2))
+    np.testing.assert_array_equal(network.seen[0]["x"], np.arange(2))
+
+
+def test_arrays_of_any_name_survive(tmp_path: Path) -> None:
+    arrays = {"file": np.arange(3), "a/b:0": np.zeros((0, 2), np.float16), "allow_pickle": np.array(True)}
+    write_arrays(tmp_path / "y.npz", arrays)
+    found = read_arrays(tmp_path / "y.npz")
+    assert list(found) == list(arrays)
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 not a zip", b"text", "array", "object"])
@@ -220,11 +278,11 @@ def test_verify(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("error", [0.5, float("nan")])
 def test_verify_fails_with_6(error: float, calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    calls.answers["verify"] = Verification(relative_error={"y": error, "z": 0.0}, passed=False)
+    calls.answers["verify"] = Verification(relative_error={"y": error, "z": 0.0})
     assert main(["verify", str(model), "net.so", "--json"]) == 6
     captured = capsys.readouterr()
     assert json.loads(captured.out)["passed"] is False
-    assert captured.err.startswith("error: net.so: differs from") and f"{error:.3g}" in captured.err
+    assert captured.err.startswith("error: net.so: output y differs") and f"{error:.3g}" in captured.err
 
 
 def test_bench(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

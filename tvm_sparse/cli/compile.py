@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tvm_sparse.cli.options import Batch, JsonFile, Model, Shapes, Threads, check_json_file, parse_list, parse_shapes
+from tvm_sparse.cli.options import Batch, JsonFile, Model, Shapes, Threads, check_json_file, parse_shapes
+from tvm_sparse.cli.verify import summarize
 from tvm_sparse.files import check_writable
 
 
@@ -62,7 +63,7 @@ def command(
         network = tvm_sparse.compile(
             model,
             target=target.value,
-            arch=parse_list(arch),
+            arch=arch,
             mcpu=mcpu,
             sparse=sparse.value,
             batch=batch,
@@ -74,19 +75,20 @@ def command(
         report_progress("exporting", 1.0)
         exported = network.export(output)
     layers = network.report()
+    verdict = None if network.verification is None else summarize(network.verification)
     result = {
         "model": model,
         "library": output,
         "target": target.value,
         "layers": layers,
-        "verification": network.verification,
+        "verification": verdict,
         "dense_bytes": network.dense_bytes,
         "sparse_bytes": network.sparse_bytes,
         "export": exported,
     }
     if write_json(result, json):
         return
-    show_records(layers)
+    show_records(layers, ["name", "workload", "sparsity", "decision", "template", "reason"])
     chosen = sum(layer.decision == "sparse" for layer in layers)
     show_pairs(
         {
@@ -94,16 +96,6 @@ def command(
             "weights dense": size(network.dense_bytes),
             "weights as compiled": size(network.sparse_bytes),
             "library": f"{output}, {size(output.stat().st_size)}",
-            "verification": _describe(network.verification),
+            "verification": "none made" if network.verification is None else network.verification.describe(),
         }
-    )
-
-
-def _describe(verification: object) -> str:
-    if verification is None:
-        return "skipped"
-    from tvm_sparse.cli.verify import worst_error
-
-    return (
-        f"relative error {worst_error(verification):.3g} against {getattr(verification, 'reference', 'the reference')}"
     )

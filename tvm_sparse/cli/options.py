@@ -22,7 +22,8 @@ Shapes = Annotated[
     typer.Option("--shape", metavar="NAME=1x3x224x224", show_default=False, help="Pin an input's shape; repeatable."),
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, show_default=False, help="CPU threads (default: the physical cores).")
+    int | None,
+    typer.Option("--threads", min=1, show_default=False, help="CPU threads (default: all this process may use)."),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 JsonFile = Annotated[

@@ -17,33 +17,30 @@ Progress = Callable[[str, float], None]
 PLAIN_WIDTH = 100_000  # piped: wider than any row, so that nothing is wrapped or cut
 
 
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print rows under their column names; numbers to the right. Without a terminal: spaces only, one line a row."""
+def show_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows, each {column name: value}; numbers to the right. Without a terminal: spaces only, one line a row."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    if not rows:
+        print("none")
+        return
     terminal = sys.stdout.isatty()
     table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False, padding=(0, 1))
-    for index, name in enumerate(columns):
-        numeric = all(isinstance(row[index], int | float) and not isinstance(row[index], bool) for row in rows)
+    for name in rows[0]:
+        numeric = all(isinstance(row[name], int | float) and not isinstance(row[name], bool) for row in rows)
         table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold", no_wrap=not terminal)
     for row in rows:
-        table.add_row(*(Text(cell(value)) for value in row))
+        table.add_row(*(Text(cell(value)) for value in row.values()))
     Console(file=sys.stdout, width=None if terminal else PLAIN_WIDTH, soft_wrap=False).print(table)
 
 
-def show_records(records: Sequence[Any]) -> None:
-    """Print dataclasses of one kind as a table, a column a field."""
-    if not records:
-        print("none")
-        return
-    fields = [field.name for field in dataclasses.fields(records[0])]
-    show_table(
-        [name.replace("_", " ") for name in fields],
-        [[getattr(record, name) for name in fields] for record in records],
-    )
+def show_records(records: Sequence[Any], columns: Sequence[str] = ()) -> None:
+    """Print dataclasses of one kind as a table: a column for each of `columns`, by default for every field."""
+    names = columns or [field.name for record in records[:1] for field in dataclasses.fields(record)]
+    show_table([{name.replace("_", " "): getattr(record, name) for name in names} for record in records])
 
 
 def show_report(report: Any) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,21 +38,35 @@ def command(
     import numpy as np
 
     import tvm_sparse
+    from tvm_sparse.api import random_inputs
     from tvm_sparse.cli.output import show_table
 
     network = tvm_sparse.load(library, threads=threads)
-    arrays = network.random_inputs(random_seed) if input_file is None else read_arrays(input_file)
-    results = network.run(arrays)
+    arrays = read_arrays(input_file) if input_file is not None else random_inputs(network.inputs, random_seed or 0)
+    returned = network(**arrays)
+    outputs = returned if isinstance(returned, tuple) else (returned,)
+    results = {spec.name: np.asarray(array) for spec, array in zip(network.outputs, outputs, strict=True)}
     if output is not None:
         with replacing(output) as path:
-            np.savez(path, **results)
-    show_table(
-        ["output", "shape", "dtype", "min", "max", "mean"],
-        [
-            [name, array.shape, str(array.dtype), *map(float, (array.min(), array.max(), array.mean()))]
-            for name, array in results.items()
-        ],
-    )
+            write_arrays(path, results)
+    show_table([_row(name, array) for name, array in results.items()])
+
+
+def _row(name: str, array: np.ndarray) -> dict[str, Any]:
+    statistics = {key: float(getattr(array, key)()) if array.size else math.nan for key in ("min", "max", "mean")}
+    return {"output": name, "shape": array.shape, "dtype": str(array.dtype), **statistics}
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an .npz file; unlike numpy.savez under any name, `file` included."""
+    import zipfile
+
+    import numpy as np
+
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any
 
 import typer
@@ -23,30 +22,15 @@ def command(
     from tvm_sparse.cli.output import show_pairs, to_json
 
     verification = tvm_sparse.verify(model, library, tolerance=tolerance, seed=seed)
+    verdict = summarize(verification)
     if json:
-        print(to_json(verification))
+        print(to_json(verdict))
     else:
-        show_pairs(
-            {
-                "reference": verification.reference,
-                "relative error": errors_by_output(verification),
-                "tolerance": tolerance,
-                "passed": bool(verification.passed),
-            }
-        )
+        show_pairs({name.replace("_", " "): value for name, value in verdict.items()})
     if not verification.passed:
-        raise VerificationError(
-            f"{library}: differs from {model} by a relative error of {worst_error(verification):.3g}, more than "
-            f"{tolerance:g}; compile it again, or raise --tolerance"
-        )
+        raise VerificationError(f"{library}: {verification.describe()}; compile it again from {model}")
 
 
-def errors_by_output(verification: Any) -> dict[str, float]:
-    """Relative error of every output by its name."""
-    return {str(name): float(error) for name, error in verification.relative_error.items()}
-
-
-def worst_error(verification: Any) -> float:
-    """The largest relative error of any output; NaN where one is NaN."""
-    errors = errors_by_output(verification).values()
-    return math.nan if any(map(math.isnan, errors)) else max(errors, default=0.0)
+def summarize(verification: Any) -> dict[str, Any]:
+    """What a comparison found, as it is printed."""
+    return {name: getattr(verification, name) for name in ("reference", "relative_error", "tolerance", "passed")}
