@@ -1,0 +1,80 @@
+"""Schedules for every PrimFunc that is not a sparse or dense convolution template: one rule a file, a fallback last."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import tvm
+from tvm import relax, tirx
+from tvm.s_tir.dlight import ScheduleRule
+from tvm.target import Target
+
+from .base import restore
+from .cpu_elementwise import Elementwise
+from .cpu_fallback import Fallback
+from .cpu_linear import Linear
+from .cpu_math import vectorizable_math
+from .cpu_window import WindowRule
+from .lowering import lowers
+
+__all__ = ["apply_rules"]
+
+logger = logging.getLogger(__name__)
+
+
+def apply_rules(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
+    """Schedule every PrimFunc that does not carry `tirx.is_scheduled`.
+
+    A function is left as it is when no rule's schedule lowers for `target` (a CPU then runs it serially), and on a CPU
+    when it is a mere reshape, which the Relax build turns into a view.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        A legalized (and usually fused) Relax module; all shapes static.
+    target : tvm.target.Target
+        Kind "llvm" or "cuda".
+
+    Returns
+    -------
+    tvm.IRModule
+        The same module with its PrimFuncs scheduled and marked `tirx.is_scheduled`; Relax functions are untouched.
+    """
+    result = mod.clone()
+    rules = rules_for(target)
+    for var, func in mod.functions_items():
+        if isinstance(func, tirx.PrimFunc) and not func.attrs.get("tirx.is_scheduled", False):
+            result.update_func(var, schedule_func(func, target, rules))
+    return result
+
+
+def rules_for(target: Target) -> list[ScheduleRule]:
+    """The rules of a target, in the order they are tried."""
+    if target.kind.name == "cuda":
+        from .cuda import cuda_rules
+
+        return cuda_rules()
+    return [Elementwise(), WindowRule(), Linear(), Fallback()]
+
+
+def schedule_func(func: tirx.PrimFunc, target: Target, rules: Sequence[ScheduleRule]) -> tirx.PrimFunc:
+    """The schedule of the first rule that takes the function and whose result lowers; else the function itself."""
+    if target.kind.name == "llvm" and relax.analysis.has_reshape_pattern(func):
+        return func
+    for rule in rules:
+        try:
+            sch = rule.apply(func, target, False)
+        except Exception as error:  # a rule may meet any pattern; the next one is more general
+            logger.debug("%s failed: %s", type(rule).__name__, error)
+            continue
+        if sch is None:
+            continue
+        scheduled = restore(sch.mod["main"], func).with_attr("tirx.is_scheduled", True)
+        if target.kind.name == "llvm":
+            scheduled = vectorizable_math(scheduled)
+        if lowers(scheduled, target):
+            return scheduled
+        logger.debug("%s: the schedule does not lower", type(rule).__name__)
+    logger.warning("no schedule rule fits %s", func.attrs.get("global_symbol", "a function"))
+    return func

@@ -1,0 +1,101 @@
+"""One spatial (injective) block on a CPU: fuse what is flat in memory, parallel outside, vectors inside."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from tvm import s_tir
+from tvm.target import Target
+
+from .base import CALL_WORK, MAX_VECTOR_EXTENT, PARALLEL_MIN_WORK, Accesses, accesses_of, cores_of, extent_of, largest_divisor
+
+TILE = 16
+"""Elements of a cache line; a transpose walks tiles of this many lines."""
+
+WAYS = 8
+"""Lines a cache set holds; the lines of a transposing row often fall into one set (a power-of-two stride)."""
+
+
+def flat_start(accesses: Accesses, variables: list[Any], extents: list[int], end: int | None = None) -> int:
+    """First loop of the longest run of loops ending at `end` (exclusive) that every access walks like a single loop.
+
+    Fusing such loops costs no division: each access steps by the same amount everywhere, or not at all.
+    """
+    end = len(variables) if end is None else end
+    coefficients = accesses.coefficients(variables)
+
+    def joins(outer: int, inner: int) -> bool:
+        if any(v.same_as(variables[outer]) or v.same_as(variables[inner]) for v in accesses.loose):
+            return False
+        return all(c is not None and c[outer] == c[inner] * extents[inner] for c in coefficients)
+
+    start, inner = end, None
+    for index in range(end - 1, -1, -1):
+        if extents[index] > 1:
+            if inner is not None and not joins(index, inner):
+                break
+            inner = index
+        start = index
+    return start
+
+
+def parallel_outer(sch: s_tir.Schedule, loops: list[Any], work: int, target: Target) -> list[Any]:
+    """Fuse leading loops until there are several chunks a core and run them in parallel; return the loops now there."""
+    if not loops or work < PARALLEL_MIN_WORK:
+        return loops
+    count, taken = 1, 0
+    while taken < len(loops) and count < 8 * cores_of(target):
+        count *= extent_of(sch, loops[taken])
+        taken += 1
+    if count == 1:
+        return loops
+    head = sch.fuse(*loops[:taken]) if taken > 1 else loops[0]
+    sch.parallel(head)
+    return [head, *loops[taken:]]
+
+
+def schedule_spatial(sch: s_tir.Schedule, block: Any, target: Target) -> None:
+    """Schedule a block of the function's normal form whose loops are all spatial."""
+    loops = sch.get_loops(block)
+    statement = sch.get(block)
+    variables = [v.var for v in statement.iter_vars]
+    extents = [extent_of(sch, loop) for loop in loops]
+    if len(variables) != len(loops) or prod(extents) == 1:
+        return
+    accesses = accesses_of(statement)
+    work = prod(extents) * (1 + CALL_WORK * accesses.calls)
+    start = flat_start(accesses, variables, extents)
+    last = max(i for i, e in enumerate(extents) if e > 1)
+    steps = [(0 if c is None else c[last], c) for c in accesses.coefficients(variables)]
+    smooth = all(c is not None and step in (0, 1) for step, c in steps)
+    outer = loops[:start]
+    if smooth:
+        # A fused loop is never split: its divisions cancel only while its index is one variable. LLVM vectorises it.
+        inner = sch.fuse(*loops[start:])
+        if extent_of(sch, inner) <= MAX_VECTOR_EXTENT:
+            sch.vectorize(inner)
+        elif prod(extents[:start]) == 1:
+            outer = [*outer, inner]
+        parallel_outer(sch, outer, work, target)
+        return
+    crossing = _crossing_loop(accesses, variables, extents, last)
+    if crossing is not None:
+        across, across_in = sch.split(loops[crossing], [None, largest_divisor(extents[crossing], TILE)])
+        along, along_in = sch.split(loops[last], [None, largest_divisor(extents[last], WAYS)])
+        sch.reorder(*loops[:crossing], across, *loops[crossing + 1 : last], along, across_in, along_in)
+        outer = [*loops[:crossing], across, *loops[crossing + 1 : last], along]
+    else:
+        outer = loops[:last]
+    parallel_outer(sch, outer, work, target)
+
+
+def _crossing_loop(accesses: Accesses, variables: list[Any], extents: list[int], last: int) -> int | None:
+    """The loop a transposing load is contiguous in, while the store is contiguous in the loop `last`."""
+    for coefs, store in zip(accesses.coefficients(variables), accesses.is_store, strict=True):
+        if store or coefs is None or coefs[last] in (0, 1):
+            continue
+        for index in range(last):
+            if coefs[index] == 1 and extents[index] > 1:
+                return index
+    return None
