@@ -21,7 +21,8 @@ NAMES = tuple(_NETWORKS)
 def build(name: str, *, batch: int = 1, sparsity: float = 0.9, seed: int = 0) -> onnx.ModelProto:
     """Build a network with input (batch, 3, h, w) and output "logits" (batch, 1000).
 
-    Every convolution but the first is pruned; linear layers stay dense. The same arguments give the same bytes.
+    Every convolution but the first is pruned; linear layers stay dense. The same arguments give the same bytes
+    with the same numpy.
 
     Parameters
     ----------
