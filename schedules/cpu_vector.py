@@ -45,13 +45,12 @@ class CpuVector(Template):
 
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
         width = lanes(target, workload.dtype)
-        consecutive = _layout(workload) == "taps" or workload.stride[0] == 1
         channels = sorted(
             {closest_divisor(workload.c_per_group, limit) for limit in (4, 8, 16, 32, 64, 128, 256, 4096)}
         )
         return {
             "rows": tuple(range(1, min(workload.p, 16) + 1)),
-            "cols": tuple(width * m for m in range(1, 9)) + ((width // 2, width // 4) if consecutive else ()),
+            "cols": (width // 4, width // 2, *(width * m for m in range(1, 9))),
             "channels": tuple(channels),
             "layout": ("columns", "taps"),
             "k_parts": tuple(d for d in (1, 2, 4, 8, 16) if workload.k_per_group % d == 0),
@@ -63,8 +62,8 @@ class CpuVector(Template):
         accumulators = 24 if width >= 16 else 12
         dense = density > DENSE_FROM
         vector = next(v for v in (8, 6, 4, 3, 2, 1) if _whole(workload, v)) if dense else 1
-        layout = _layout(workload)
         rows, cols = _tile_shape(workload, width, min(SPARSE_VECTORS, accumulators // vector))
+        layout = _layout(workload, rows, cols, width)
         column_bytes = 4 * Tiling(workload, rows, cols, 1, layout).elements
         channels = max(1, min(workload.c_per_group, TILE_BYTES // column_bytes))
         chunks = -(-workload.c_per_group // channels)
@@ -126,9 +125,14 @@ class CpuVector(Template):
         return bind_row_length(sch.mod["main"])
 
 
-def _layout(workload: ConvWorkload) -> str:
-    """Shifted copies for every kernel column; for every kernel element where a stride would spread the rows."""
-    return "columns" if workload.stride[0] == 1 else "taps"
+def _layout(workload: ConvWorkload, rows: int, cols: int, width: int) -> str:
+    """The smaller packed tile: copies for every kernel column, or for every kernel element where rows are strided.
+
+    Vectors that hold several strided rows need the latter, in which pixels are always consecutive.
+    """
+    shared_rows = (rows - 1) * workload.stride[0] + (workload.r - 1) * workload.dilation[0] + 1
+    spread = cols < width and workload.stride[0] > 1
+    return "taps" if spread or workload.r * rows < shared_rows else "columns"
 
 
 def _whole(workload: ConvWorkload, vector: int) -> bool:
@@ -143,24 +147,22 @@ def _parts(workload: ConvWorkload, vector: int, wanted: int) -> int:
 
 
 def _tile_shape(workload: ConvWorkload, width: int, vectors: int) -> tuple[int, int]:
-    """(rows, cols) of a tile of up to `vectors` full vectors that covers the output with the fewest idle lanes.
+    """(rows, cols) of a tile of up to `vectors` full vectors, for the least work on idle lanes, halo rows, row
+    starts and guarded edges.
 
-    Narrow outputs put several rows into one vector; a shift by a kernel row is then no longer aligned: charged.
+    Only an output narrower than a vector puts several rows into one: a shift by a kernel row is then not aligned.
     """
-    candidates: list[tuple[float, int, int, int]] = []
-    consecutive = _layout(workload) == "taps" or workload.stride[0] == 1
-    widths = [width * m for m in range(1, vectors + 1)] + ([width // 2, width // 4] if consecutive else [])
-    for cols in widths:
-        rows_per_vector = max(1, width // cols)
-        for t in range(1, vectors + 1):
-            rows = t * rows_per_vector if cols < width else t
-            if rows * cols > vectors * width:
-                continue
+    narrow = [cols for cols in (width // 4, width // 2) if workload.q <= cols]
+    candidates: list[tuple[float, int, int]] = []
+    for cols in narrow[:1] or [width * m for m in range(1, vectors + 1)]:
+        step = max(1, width // cols)
+        for rows in range(step, vectors * width // cols + 1, step):
             computed = -(-workload.p // rows) * rows * -(-workload.q // cols) * cols
-            halo = (rows + (workload.r - 1) / workload.stride[0]) / rows
-            few = 1 + 2.0 * width / (rows * cols)
-            candidates.append((computed * (0.8 + 0.2 * halo) * few * (1.2 if cols < width else 1.0), -rows, rows, cols))
-    _, _, rows, cols = min(candidates)
+            halo = 1 + 0.3 * (workload.r - 1) / workload.stride[0] / rows
+            row_start = 1 + 2 * width / (rows * cols)
+            ragged = 1.15 if workload.pointwise and workload.q > cols and workload.q % cols else 1.0
+            candidates.append((computed * halo * row_start * ragged, rows, cols))
+    _, rows, cols = min(candidates)
     return rows, cols
 
 
