@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import sys
-import types
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import tvm_sparse
+# (module that has the real call, its name, module in which the commands look it up)
+USED = [
+    ("tvm_sparse.api", "inspect", "tvm_sparse"),
+    ("tvm_sparse.api", "compile", "tvm_sparse"),
+    ("tvm_sparse.api", "verify", "tvm_sparse"),
+    ("tvm_sparse.deploy", "load", "tvm_sparse"),
+    ("tvm_sparse.deploy", "bench", "tvm_sparse"),
+    ("tvm_sparse.deploy.environment", "collect_env", "tvm_sparse.deploy.environment"),
+    ("tvm_sparse.prune", "prune_file", "tvm_sparse.prune"),
+]
 
 
 @dataclass
@@ -21,8 +30,12 @@ class Calls:
     seen: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     answers: dict[str, Any] = field(default_factory=dict)
 
-    def stand_in(self, name: str) -> Callable[..., Any]:
+    def stand_in(self, home: str, name: str) -> Callable[..., Any]:
+        """Takes only what the real call would take."""
+        signature = inspect.signature(getattr(import_module(home), name))
+
         def call(*args: Any, **kwargs: Any) -> Any:
+            signature.bind(*args, **kwargs)
             self.seen.append((name, args, kwargs))
             answer = self.answers.get(name)
             if isinstance(answer, BaseException):
@@ -38,14 +51,10 @@ class Calls:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """The public calls replaced; into the namespace itself, because looking the real ones up would load TVM."""
+    """The Python calls replaced where the commands find them."""
     calls = Calls()
-    for name in ("inspect", "compile", "load", "verify", "bench"):
-        monkeypatch.setitem(vars(tvm_sparse), name, calls.stand_in(name))
-    for module, name in (("tvm_sparse.prune", "prune_file"), ("tvm_sparse.deploy.environment", "collect_env")):
-        stub = types.ModuleType(module)
-        setattr(stub, name, calls.stand_in(name))
-        monkeypatch.setitem(sys.modules, module, stub)
+    for home, name, place in USED:
+        monkeypatch.setitem(vars(import_module(place)), name, calls.stand_in(home, name))
     return calls
 
 

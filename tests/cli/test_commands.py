@@ -92,7 +92,6 @@ class Network:
     dense_bytes = 4_000_000
     sparse_bytes = 1_000_000
 
-    inputs = (Spec("x"),)
     outputs = (Spec("y"),)
 
     def __init__(self) -> None:
@@ -104,6 +103,9 @@ class Network:
     def export(self, path: Path) -> Result:
         Path(path).write_bytes(b"12345")
         return Result()
+
+    def random_inputs(self, seed: int) -> dict[str, np.ndarray]:
+        return {"x": np.random.default_rng(seed).random((1, 2), np.float32)}
 
     def __call__(self, **arrays: np.ndarray) -> np.ndarray:
         self.seen.append(arrays)

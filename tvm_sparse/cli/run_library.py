@@ -38,11 +38,10 @@ def command(
     import numpy as np
 
     import tvm_sparse
-    from tvm_sparse.api import random_inputs
     from tvm_sparse.cli.output import show_table
 
     network = tvm_sparse.load(library, threads=threads)
-    arrays = read_arrays(input_file) if input_file is not None else random_inputs(network.inputs, random_seed or 0)
+    arrays = read_arrays(input_file) if input_file is not None else network.random_inputs(random_seed or 0)
     returned = network(**arrays)
     outputs = returned if isinstance(returned, tuple) else (returned,)
     results = {spec.name: np.asarray(array) for spec, array in zip(network.outputs, outputs, strict=True)}
