@@ -57,7 +57,7 @@ def _fits(weight: Array, candidate: NamedFilter) -> bool:
         shape = (*shape[:2], 1, shape[2])
     if weight.shape != shape:
         return False
-    if candidate.weight is None:
+    if candidate.weight is None or not np.isfinite(weight).all():
         return True
     rows = weight.reshape(len(weight), -1).astype(np.float64)
     others = candidate.weight.reshape(len(weight), -1).astype(np.float64)

@@ -16,10 +16,11 @@ from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from tvm_sparse.errors import ModelError
-from tvm_sparse.network.imported import is_constant, one_line
-from tvm_sparse.network.onnx_model import node_name, refuse_operators
+from tvm_sparse.network.imported import is_constant, one_line, static_shape, times
+from tvm_sparse.network.onnx_model import refuse_operators
 
 _log = logging.getLogger(__name__)
+_SLIDING = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
 # control flow would need a module of more than one dataflow block, which the later passes do not handle
 _CONTROL_FLOW = ("If", "Loop", "Scan")
 
@@ -51,6 +52,9 @@ def slim_model(model: onnx.ModelProto, label: str) -> onnx.ModelProto:
     except Exception as error:
         _log.warning("%s: onnxslim failed, the model is compiled as it is (%s)", label, one_line(error))
         slimmed = model
+    inputs = list(model.graph.input)  # onnxslim drops those that nothing reads
+    del slimmed.graph.input[:]
+    slimmed.graph.input.extend(inputs)
     with _silence():
         return onnx.shape_inference.infer_shapes(slimmed, data_prop=True)
 
@@ -67,9 +71,7 @@ def convert_model(model: onnx.ModelProto, label: str) -> tvm.IRModule:
     unsupported = [
         node
         for node in model.graph.node
-        if node.op_type in _CONTROL_FLOW
-        or node.domain not in ("", "ai.onnx", "com.microsoft")
-        or (node.op_type not in known and node.op_type != "Constant")
+        if node.op_type in _CONTROL_FLOW or (node.op_type not in known and node.op_type != "Constant")
     ]
     refuse_operators(unsupported, label)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
@@ -77,9 +79,11 @@ def convert_model(model: onnx.ModelProto, label: str) -> tvm.IRModule:
     try:
         with _silence():
             return importer.from_onnx(model.graph, opset)
-    except ModelError:
-        raise
     except Exception as error:
+        with contextlib.suppress(Exception):
+            importer.bb._end_block()  # or TVM complains on the terminal when the builder goes
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(f"{label}: the graph cannot be converted ({one_line(error)})") from error
 
 
@@ -94,16 +98,16 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         self._label = label
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> relax.Expr:
-        name = attrs["tvm_custom"]["name"]
+        where = f"{self._label}: {op_name} node '{attrs['tvm_custom']['name']}'"
         try:
-            expr = self._own(op_name, inputs, attrs, opset)
-            if expr is None:
-                return super()._convert_operator(op_name, inputs, attrs, opset)
-            return self.bb.normalize(expr)
+            own = self._own(op_name, inputs, attrs, opset)
+            expr = super()._convert_operator(op_name, inputs, attrs, opset) if own is None else self.bb.normalize(own)
         except Exception as error:
-            self.bb._end_block()  # or TVM complains on the terminal when the builder goes
-            where = f"{self._label}: {op_name} node '{name}'"
             raise ModelError(f"{where} cannot be converted ({one_line(error)})") from error
+        if op_name in _SLIDING and min(static_shape(expr) or (1,)) < 1:
+            shapes = " and ".join(times(static_shape(arg) or "?") for arg in list(inputs)[:2] if arg is not None)
+            raise ModelError(f"{where} has no output pixel: its kernel is larger than its padded input ({shapes})")
+        return expr
 
     def _own(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> relax.Expr | None:
         if op_name == "Clip":
@@ -137,57 +141,3 @@ def _pad(inputs: Any, attrs: dict[str, Any]) -> relax.Expr | None:
     widths = [int(width) for pair in zip(given[:half], given[half:], strict=True) for width in pair]
     fill = float(value.value.numpy().reshape(())) if value is not None else float(attrs.get("value", 0.0))
     return relax.op.nn.pad(inputs[0], widths, "constant", fill)
-
-
-def explicit_padding(model: onnx.ModelProto, label: str) -> None:
-    """Replace auto_pad of every convolution by explicit pads, in place; shapes have been inferred.
-
-    Raises
-    ------
-    ModelError
-        When SAME padding depends on an input of unknown size.
-    """
-    shapes = _known_shapes(model)
-    for node in model.graph.node:
-        if node.op_type != "Conv":
-            continue
-        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-        mode = attributes.get("auto_pad", b"NOTSET").decode()
-        if mode == "NOTSET":
-            continue
-        filter_shape, data = shapes.get(node.input[1]), shapes.get(node.input[0])
-        if filter_shape is None or data is None:
-            raise ModelError(f"{label}: {mode} padding of Conv node '{node_name(node)}' needs an input of known size")
-        pads = [0] * (2 * (len(filter_shape) - 2))
-        if mode != "VALID":
-            pads = _same_pads(data[2:], filter_shape[2:], attributes, lower=mode == "SAME_LOWER")
-        kept = [attribute for attribute in node.attribute if attribute.name not in ("auto_pad", "pads")]
-        del node.attribute[:]
-        node.attribute.extend([*kept, onnx.helper.make_attribute("pads", pads)])
-
-
-def _same_pads(sizes: tuple[int, ...], kernel: tuple[int, ...], attributes: dict[str, Any], lower: bool) -> list[int]:
-    """ONNX's rule: ceil(size / stride) outputs, the odd pixel of padding at the end (SAME_UPPER) or start."""
-    strides = attributes.get("strides", [1] * len(sizes))
-    dilations = attributes.get("dilations", [1] * len(sizes))
-    begin, end = [], []
-    for size, extent, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
-        total = max(0, (-(-size // stride) - 1) * stride + (extent - 1) * dilation + 1 - size)
-        small, large = total // 2, total - total // 2
-        begin.append(large if lower else small)
-        end.append(small if lower else large)
-    return begin + end
-
-
-def _known_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    shapes = {init.name: tuple(init.dims) for init in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    shapes[node.output[0]] = tuple(attribute.t.dims)
-    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if all(dim.dim_value > 0 for dim in dims):
-            shapes[value.name] = tuple(dim.dim_value for dim in dims)
-    return shapes

@@ -12,8 +12,9 @@ from onnx import numpy_helper
 from tvm_sparse.network.cleanup import clean_up
 from tvm_sparse.network.imported import ImportedModel, TensorSpec, finite_filters, output_specs, static_shape
 from tvm_sparse.network.layer_names import NamedFilter, name_convolutions
-from tvm_sparse.network.onnx_convert import convert_model, explicit_padding, slim_model
-from tvm_sparse.network.onnx_model import graph_inputs, load_model, pin_shapes, refuse_bad_weights
+from tvm_sparse.network.onnx_convert import convert_model, slim_model
+from tvm_sparse.network.onnx_model import graph_inputs, inferred, load_model, pin_inputs, refuse_bad_weights
+from tvm_sparse.network.onnx_padding import explicit_padding
 from tvm_sparse.network.references import OnnxRuntimeReference
 
 _CONV = ("Conv", "ConvTranspose")
@@ -47,9 +48,9 @@ def import_onnx(
         When `batch` or `shapes` do not fit the model.
     """
     model, label = load_model(source)
-    pin_shapes(model, label, batch, shapes)
+    pin_inputs(model, label, batch, shapes)
     refuse_bad_weights(model, label)
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    model = inferred(model, label)
     explicit_padding(model, label)
     names = _layer_names(model)
     slimmed = slim_model(model, label)

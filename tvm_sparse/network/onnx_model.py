@@ -7,24 +7,32 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
+import onnx.version_converter
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
-from tvm_sparse.errors import InputError, ModelError
-from tvm_sparse.network.imported import Array, one_line, times
+from tvm_sparse.errors import ModelError
+from tvm_sparse.network.imported import Array, one_line
+from tvm_sparse.network.shapes import NAMELESS, pin_shapes
 
 _MAX_CHECKED_BYTES = 2**31 - 1
 _NAMELESS = ("", "?", "-1", "None")  # what exporters write for a size they do not know
+_OLDEST_OPSET = 7
+_RAISED_OPSET = 13
+_DOMAINS = ("", "ai.onnx", "com.microsoft")
+_NO_NUMBERS = ("UNDEFINED", "STRING", "COMPLEX64", "COMPLEX128")
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")
 
 
 def load_model(source: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
-    """Read and check an ONNX model.
+    """Read an ONNX model.
 
     Returns
     -------
     tuple
-        A model that may be changed freely, with its functions inlined, and a label for messages.
+        A model that may be changed freely, with functions inlined and no constant among its inputs; a label for
+        messages.
 
     Raises
     ------
@@ -44,12 +52,40 @@ def load_model(source: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, s
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     _refuse_unknown(model, label)
-    if model.ByteSize() < _MAX_CHECKED_BYTES:
-        try:
+    inputs = graph_inputs(model)
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.ir_version = max(model.ir_version, 4)  # before that, constants had to be listed as inputs too
+    return _modern(model, label), label
+
+
+def inferred(model: onnx.ModelProto, label: str) -> onnx.ModelProto:
+    """The model with the shapes of its tensors inferred, checked by ONNX's own checker.
+
+    Raises
+    ------
+    ModelError
+        When the model breaks a rule of ONNX.
+    """
+    try:
+        # the checker wants a shape on every output, which exporters leave out
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        if model.ByteSize() < _MAX_CHECKED_BYTES:
             onnx.checker.check_model(model)
-        except (onnx.checker.ValidationError, ValueError) as error:
-            raise ModelError(f"{label}: invalid ONNX model: {one_line(error)}") from error
-    return model, label
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        raise ModelError(f"{label}: invalid ONNX model: {one_line(error)}") from error
+    return model
+
+
+def _modern(model: onnx.ModelProto, label: str) -> onnx.ModelProto:
+    """Raise operator sets that onnxslim refuses and that TVM's frontend reads with the meaning of later ones."""
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    if opset >= _OLDEST_OPSET:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, _RAISED_OPSET)
+    except Exception as error:
+        raise ModelError(f"{label}: opset {opset} is too old and cannot be raised ({one_line(error)})") from error
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -68,46 +104,34 @@ def _read(path: Path) -> onnx.ModelProto:
     return model
 
 
-def pin_shapes(
+def pin_inputs(
     model: onnx.ModelProto, label: str, batch: int | None, shapes: Mapping[str, Sequence[int]] | None
 ) -> None:
-    """Give every input dimension a number, in place.
-
-    `shapes` pins whole inputs by name, `batch` what is left open of leading dimensions. A symbol that one input pins
-    is pinned everywhere.
+    """Give every input dimension a number, in place: see `pin_shapes`.
 
     Raises
     ------
     InputError
-        When a name, rank or size does not fit the model.
+        When `batch` or `shapes` do not fit the model.
     ModelError
         When a dimension stays open, or an input is not a tensor of numbers.
     """
-    shapes = dict(shapes or {})
     inputs = graph_inputs(model)
-    for name in shapes:
-        if name not in {value.name for value in inputs}:
-            known = ", ".join(value.name for value in inputs)
-            raise InputError(f"{label}: no input named '{name}' to give a shape to; the inputs are {known}")
-    if batch is not None and batch < 1:
-        raise InputError(f"{label}: batch {batch} is not a positive number")
-    symbols: dict[str, int] = {}
+    dims: dict[str, list[int | str] | None] = {}
     for value in inputs:
         if value.type.WhichOneof("value") != "tensor_type":
             raise ModelError(f"{label}: input '{value.name}' is not a tensor")
-        if value.name in shapes:
-            _apply(value, [int(size) for size in shapes[value.name]], symbols, label)
-    for value in inputs:
         tensor = value.type.tensor_type
-        if not tensor.HasField("shape"):
-            option = f"--shape {value.name}=1x3x224x224"
-            raise ModelError(f"{label}: input '{value.name}' has no shape: give one, e.g. {option}")
-        for axis, dim in enumerate(tensor.shape.dim):
-            if dim.dim_param in symbols:
-                dim.dim_value = symbols[dim.dim_param]
-            if axis == 0 and batch is not None and value.name not in shapes:
-                _apply_batch(value, dim, batch, label, symbols)
-        _refuse_open(value, label)
+        kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
+        if kind in _NO_NUMBERS:
+            raise ModelError(f"{label}: input '{value.name}' is of type {kind.lower()}, which cannot be compiled")
+        dims[value.name] = [_dim(dim) for dim in tensor.shape.dim] if tensor.HasField("shape") else None
+    pinned = pin_shapes(dims, label, batch, shapes)
+    for value in inputs:
+        shape = value.type.tensor_type.shape
+        shape.SetInParent()
+        del shape.dim[:]
+        shape.dim.extend(onnx.TensorShapeProto.Dimension(dim_value=size) for size in pinned[value.name])
     del model.graph.value_info[:]
     for value in model.graph.output:
         for dim in value.type.tensor_type.shape.dim:
@@ -115,60 +139,16 @@ def pin_shapes(
                 dim.Clear()
 
 
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str:
+    if dim.dim_value > 0:
+        return int(dim.dim_value)
+    return NAMELESS if dim.dim_param in _NAMELESS else str(dim.dim_param)
+
+
 def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """The inputs a caller feeds: without those that have an initializer."""
     constants = {init.name for init in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in constants]
-
-
-def _apply(value: onnx.ValueInfoProto, shape: list[int], symbols: dict[str, int], label: str) -> None:
-    tensor = value.type.tensor_type
-    if min(shape, default=1) < 1:
-        raise InputError(f"{label}: shape {times(shape)} for input '{value.name}' has a size below 1")
-    if not tensor.HasField("shape"):
-        for size in shape:
-            tensor.shape.dim.add().dim_value = size
-    own = [dim.dim_value if dim.dim_value > 0 else dim.dim_param or "?" for dim in tensor.shape.dim]
-    fits = len(own) == len(shape) and all(
-        isinstance(was, str) or was == size for was, size in zip(own, shape, strict=True)
-    )
-    if not fits:
-        raise InputError(f"{label}: shape {times(shape)} does not fit input '{value.name}', which is {times(own)}")
-    for dim, size in zip(tensor.shape.dim, shape, strict=True):
-        if dim.dim_param not in _NAMELESS and symbols.setdefault(dim.dim_param, size) != size:
-            raise InputError(
-                f"{label}: dimension '{dim.dim_param}' of input '{value.name}' cannot be {symbols[dim.dim_param]} "
-                f"and {size}"
-            )
-        dim.dim_value = size
-
-
-def _apply_batch(
-    value: onnx.ValueInfoProto,
-    dim: onnx.TensorShapeProto.Dimension,
-    batch: int,
-    label: str,
-    symbols: dict[str, int],
-) -> None:
-    if dim.dim_value <= 0:
-        if dim.dim_param not in _NAMELESS:
-            symbols[dim.dim_param] = batch
-        dim.dim_value = batch
-    elif dim.dim_value != batch:
-        raise InputError(f"{label}: batch {batch} asked for, but input '{value.name}' is fixed at {dim.dim_value}")
-
-
-def _refuse_open(value: onnx.ValueInfoProto, label: str) -> None:
-    dims = value.type.tensor_type.shape.dim
-    still_open = [axis for axis, dim in enumerate(dims) if dim.dim_value <= 0]
-    if not still_open:
-        return
-    own = [dim.dim_value if dim.dim_value > 0 else dim.dim_param or "?" for dim in dims]
-    example = times(size if isinstance(size, int) else 224 if axis else 1 for axis, size in enumerate(own))
-    option = "--batch N" if still_open == [0] else f"--shape {value.name}={example}"
-    names = ", ".join(f"{axis} ('{own[axis]}')" for axis in still_open)
-    where = f"{label}: input '{value.name}' ({times(own)})"
-    raise ModelError(f"{where} leaves dimension {names} open: pin it with {option}")
 
 
 def refuse_bad_weights(model: onnx.ModelProto, label: str) -> None:
@@ -214,9 +194,12 @@ def node_name(node: onnx.NodeProto) -> str:
 
 
 def _refuse_unknown(model: onnx.ModelProto, label: str) -> None:
-    """Operators that neither ONNX nor the frontend knows: the checker's own message would not name the node."""
-    nodes = [node for node in model.graph.node if node.domain in ("", "ai.onnx")]
-    unknown = [node for node in nodes if not onnx.defs.has(node.op_type)]
+    """Operators that nobody knows, before ONNX's checker refuses them without naming the node."""
+    unknown = [
+        node
+        for node in model.graph.node
+        if node.domain not in _DOMAINS or (node.domain != "com.microsoft" and not onnx.defs.has(node.op_type))
+    ]
     refuse_operators(unknown, label)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from tvm_sparse.network.imported import (
 )
 from tvm_sparse.network.layer_names import NamedFilter, name_convolutions
 from tvm_sparse.network.references import TorchReference
+from tvm_sparse.network.shapes import pin_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -63,25 +65,33 @@ def import_torch(
         When `batch` or `shapes` do not fit the program.
     """
     try:
-        import torch
+        import torch  # noqa: F401
     except ImportError as error:
         raise ModelError("torch is not installed: pip install tvm-sparse[torch]") from error
-    label = str(source) if isinstance(source, (str, Path)) else f"torch program '{type(source).__name__}'"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own deprecations
+        program, label, name = _program(source, example_inputs)
+        return _convert(program, label, name, batch, shapes)
+
+
+def _program(source: Any, example_inputs: Sequence[Any] | None) -> tuple[torch.export.ExportedProgram, str, str]:
+    """The program with a label for messages and the model's name."""
+    import torch
+
     if isinstance(source, (str, Path)):
-        program = _load(Path(source))
-    elif isinstance(source, torch.nn.Module):
-        if example_inputs is None:
-            raise InputError(f"{label}: a torch module needs example_inputs to be exported with")
-        if source.training:
-            raise ModelError(f"{label}: the module is in training mode: call .eval() first")
-        label = f"torch module '{type(source).__name__}'"
-        try:
-            program = torch.export.export(source, tuple(example_inputs))
-        except Exception as error:
-            raise ModelError(f"{label}: torch.export failed ({one_line(error)})") from error
-    else:
-        program = source
-    return _convert(program, label, Path(source).stem if isinstance(source, (str, Path)) else "model", batch, shapes)
+        return _load(Path(source)), str(source), Path(source).stem
+    if not isinstance(source, torch.nn.Module):
+        return source, "torch program", "model"
+    name = type(source).__name__
+    label = f"torch module '{name}'"
+    if example_inputs is None:
+        raise InputError(f"{label}: a torch module needs example_inputs to be exported with")
+    if source.training:
+        raise ModelError(f"{label}: the module is in training mode: call .eval() first")
+    try:
+        return torch.export.export(source, tuple(example_inputs)), label, name
+    except Exception as error:
+        raise ModelError(f"{label}: torch.export failed ({one_line(error)})") from error
 
 
 def _load(path: Path) -> torch.export.ExportedProgram:
@@ -173,38 +183,24 @@ def _pin(
     module: tvm.IRModule, label: str, batch: int | None, shapes: Mapping[str, Sequence[int]] | None
 ) -> tvm.IRModule:
     """Bind the symbolic dimensions of the inputs."""
-    shapes = dict(shapes or {})
-    params = {param.name: param for param in module["main"].params}
-    for name in shapes:
-        if name not in params:
-            raise InputError(f"{label}: no input named '{name}' to give a shape to; the inputs are {', '.join(params)}")
-    bound: dict[str, int] = {}
-    for name, param in params.items():
-        own = list(param.ty.shape.values)
-        wanted: list[int | None] = [int(size) for size in shapes[name]] if name in shapes else [None] * len(own)
-        if batch is not None and own and wanted[0] is None:
-            wanted[0] = batch
-        fits = len(wanted) == len(own) and all(
-            size is None or (size > 0 and (not isinstance(dim, tvm.tirx.IntImm) or int(dim) == size))
-            for dim, size in zip(own, wanted, strict=True)
-        )
-        if not fits:
-            given = times("?" if size is None else size for size in wanted)
-            raise InputError(f"{label}: shape {given} does not fit input '{name}', which is {times(own)}")
-        for dim, size in zip(own, wanted, strict=True):
-            if isinstance(dim, tvm.tirx.Var) and size is not None and bound.setdefault(str(dim), size) != size:
-                raise InputError(f"{label}: dimension '{dim}' of input '{name}' cannot be {bound[str(dim)]} and {size}")
+    dims = {param.name: list(param.ty.shape.values) for param in module["main"].params}
+    named: dict[str, list[int | str]] = {
+        name: [int(dim) if isinstance(dim, tvm.tirx.IntImm) else str(dim) for dim in own] for name, own in dims.items()
+    }
+    pinned = pin_shapes(named, label, batch, shapes)
+    bound = {
+        str(dim): size
+        for name, own in dims.items()
+        for dim, size in zip(own, pinned[name], strict=True)
+        if isinstance(dim, tvm.tirx.Var)
+    }
     if bound:
         module = relax.transform.BindSymbolicVars(bound)(module)
     for param in module["main"].params:
-        if static_shape(param) is None:
-            own = list(param.ty.shape.values)
-            still_open = [axis for axis, dim in enumerate(own) if not isinstance(dim, tvm.tirx.IntImm)]
-            option = "--batch N" if still_open == [0] else f"--shape {param.name}=1x3x224x224"
-            raise ModelError(
-                f"{label}: input '{param.name}' ({times(own)}) leaves dimension "
-                f"{', '.join(map(str, still_open))} open: pin it with {option}"
-            )
+        shape = static_shape(param)
+        if shape != pinned[param.name]:  # a dimension computed from another one
+            wanted, own = times(pinned[param.name]), times(named[param.name])
+            raise InputError(f"{label}: shape {wanted} does not fit input '{param.name}', which is {own}")
     return module
 
 
