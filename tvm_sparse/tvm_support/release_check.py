@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import threading
 from types import ModuleType
 
 from ..errors import CompileError
+from .thread_pool import widen_thread_pool
 
 TVM_SERIES = "0.27."
 FFI_SERIES = "0.1.14."
+_state = threading.local()  # TVM has one pool per calling thread
 PIN = 'pip install "apache-tvm==0.27.0.post1" "apache-tvm-ffi==0.1.14.post1"'
 
 
 def import_tvm() -> ModuleType:
-    """Import TVM if the installed releases work together.
+    """Import TVM if the installed releases work together, and let it use every CPU this process may.
 
     Returns
     -------
@@ -39,6 +42,10 @@ def import_tvm() -> ModuleType:
         if not version.startswith(series):
             raise CompileError(f"{package} {version} does not work here ({series}* does): {PIN}")
     try:
-        return importlib.import_module("tvm")
+        tvm = importlib.import_module("tvm")
     except (ImportError, OSError) as error:
         raise CompileError(f"apache-tvm cannot be imported ({error}): {PIN}") from error
+    if not getattr(_state, "widened", False):
+        widen_thread_pool(tvm)
+        _state.widened = True
+    return tvm

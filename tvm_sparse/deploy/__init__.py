@@ -1,0 +1,50 @@
+"""The deployable library: one file with code, weights and metadata, and a loader that needs no compiler."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .environment import collect_env
+    from .library import ExportReport, export_library, make_metadata
+    from .metadata import Metadata, TensorSpec
+    from .runtime import Network, load
+    from .timing import BenchResult, bench
+    from .trailer import read_metadata
+
+_HOMES = {
+    "BenchResult": "timing",
+    "ExportReport": "library",
+    "Metadata": "metadata",
+    "Network": "runtime",
+    "TensorSpec": "metadata",
+    "bench": "timing",
+    "collect_env": "environment",
+    "export_library": "library",
+    "load": "runtime",
+    "make_metadata": "library",
+    "read_metadata": "trailer",
+}
+
+__all__ = [
+    "BenchResult",
+    "ExportReport",
+    "Metadata",
+    "Network",
+    "TensorSpec",
+    "bench",
+    "collect_env",
+    "export_library",
+    "load",
+    "make_metadata",
+    "read_metadata",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,90 @@
+"""How long one call of a library takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+from . import tensors
+from .environment import collect_env
+from .runtime import Network
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Times of single calls, in microseconds, inputs already on the device; and what they were measured on."""
+
+    model: str
+    device: str
+    median_us: float
+    p95_us: float
+    min_us: float
+    mean_us: float
+    count: int
+    threads: int | None
+    environment: dict[str, Any]
+
+    def to_json(self) -> str:
+        """As one JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+def bench(
+    network: Network,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    warmup: int = 10,
+    repeats: int = 100,
+    min_time_s: float = 0.0,
+) -> BenchResult:
+    """Time single calls, each from the moment it starts until its outputs are there.
+
+    Parameters
+    ----------
+    inputs
+        Arrays by input name; by default random ones.
+    seed
+        Of the random inputs.
+    warmup
+        Calls before the timed ones.
+    repeats, min_time_s
+        Timed calls: at least so many, and for at least so long.
+
+    Raises
+    ------
+    InputError
+        The inputs do not fit, or a count is out of range.
+    """
+    if repeats < 1 or warmup < 0:
+        raise InputError(f"bench needs repeats >= 1 and warmup >= 0, not {repeats} and {warmup}")
+    arrays = network.random_inputs(seed) if inputs is None else inputs
+    arguments = network.to_device(tensors.in_order(network.inputs, (), arrays))
+    for _ in range(warmup):
+        network.invoke(arguments)
+    network.synchronize()
+    times_us: list[float] = []
+    end = time.perf_counter() + min_time_s
+    while len(times_us) < repeats or time.perf_counter() < end:
+        start_ns = time.perf_counter_ns()
+        network.invoke(arguments)
+        network.synchronize()
+        times_us.append((time.perf_counter_ns() - start_ns) / 1000)
+    times_us.sort()
+    return BenchResult(
+        model=network.metadata.model,
+        device=network.device,
+        median_us=statistics.median(times_us),
+        p95_us=times_us[max(0, -(-95 * len(times_us) // 100) - 1)],
+        min_us=times_us[0],
+        mean_us=statistics.fmean(times_us),
+        count=len(times_us),
+        threads=network.threads,
+        environment=collect_env(),
+    )
