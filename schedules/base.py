@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import tvm
 from numpy.typing import NDArray
 from tvm import tirx
 from tvm.target import Target
@@ -99,18 +98,6 @@ def make_format(weight: NDArray, text: str) -> SparseFilter:
     if kind == "column_vector":
         return ColumnVectorFilter.from_dense(weight, int(size))
     raise InputError(f"unknown format {text!r}: choose csr, sliced_ell:HEIGHT or column_vector:V")
-
-
-def lanes(target: Target, dtype: str) -> int:
-    """Elements of one CPU vector register."""
-    with target:
-        bits = tvm.target.codegen.llvm_get_vector_width(target)
-    return max(4, int(bits) // tvm.DataType(dtype).bits)
-
-
-def threads(target: Target) -> int:
-    """CPU threads the target was made for."""
-    return int(target.attrs.get("num-cores", 1))
 
 
 def closest_divisor(number: int, limit: int) -> int:

@@ -21,7 +21,8 @@ from tvm.target import Target
 
 from tvm_sparse.compute.direct_conv import DirectConv
 from tvm_sparse.compute.geometry import Tiling
-from tvm_sparse.schedules.base import Knobs, Template, closest_divisor, lanes, threads
+from tvm_sparse.schedules.base import Knobs, Template, closest_divisor
+from tvm_sparse.schedules.cpu_target import cores_of, lanes_of
 from tvm_sparse.schedules.primitives import bind_row_length, declare_whole_read, mark_row_length
 from tvm_sparse.workload import ConvWorkload
 
@@ -44,7 +45,7 @@ class CpuVector(Template):
         return None
 
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
-        width = lanes(target, workload.dtype)
+        width = lanes_of(target, workload.dtype)
         channels = sorted(
             {closest_divisor(workload.c_per_group, limit) for limit in (4, 8, 16, 32, 64, 128, 256, 4096)}
         )
@@ -58,7 +59,7 @@ class CpuVector(Template):
         }
 
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
-        width = lanes(target, workload.dtype)
+        width = lanes_of(target, workload.dtype)
         accumulators = 24 if width >= 16 else 12
         dense = density > DENSE_FROM
         vector = next(v for v in (8, 6, 4, 3, 2, 1) if _whole(workload, v)) if dense else 1
@@ -68,7 +69,7 @@ class CpuVector(Template):
         channels = max(1, min(workload.c_per_group, TILE_BYTES // column_bytes))
         chunks = -(-workload.c_per_group // channels)
         tiles = workload.n * workload.groups * -(-workload.p // rows) * -(-workload.q // cols)
-        wanted = -(-threads(target) // tiles) if tiles < 4 * threads(target) and tiles % threads(target) else 1
+        wanted = -(-cores_of(target) // tiles) if tiles < 4 * cores_of(target) and tiles % cores_of(target) else 1
         return {
             "rows": rows,
             "cols": cols,
@@ -85,7 +86,7 @@ class CpuVector(Template):
 
     def schedule(self, conv: DirectConv, tiling: Tiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
         sch = s_tir.Schedule(conv.prim_func())
-        width = lanes(target, tiling.workload.dtype)
+        width = lanes_of(target, tiling.workload.dtype)
         tile, part, out = (sch.get_sblock(name) for name in ("tile", "part", "out"))
         declare_whole_read(sch, part, "tile")
         declare_whole_read(sch, out, "sum" if tiling.splits > 1 else "part")

@@ -10,7 +10,9 @@ from typing import Any
 import tvm_ffi
 from tvm import ir, s_tir, sym, tirx
 from tvm.s_tir.dlight.analysis import SBlockInfo, get_sblock_info, normalize_prim_func
-from tvm.target import Target, codegen
+from tvm.target import Target
+
+from tvm_sparse.schedules.cpu_target import cores_of, lanes_of, vector_bits  # noqa: F401
 
 PARALLEL_MIN_WORK = 1 << 17
 """Scalar operations (about 10 µs of vector code) below which starting the thread pool costs more than it saves."""
@@ -24,28 +26,6 @@ COSTLY_CALLS = frozenset(
 
 CALL_WORK = 8
 """Work of one call of a transcendental function, in additions."""
-
-
-def vector_bits(target: Target) -> int:
-    """Bits of a vector register; `llvm_get_vector_width` answers 512 for every x86 CPU in TVM 0.27."""
-    features = {str(f) for f in codegen.llvm_get_cpu_features(target)}
-    if "avx512f" in features:
-        return 512
-    if "avx" in features:
-        return 256
-    if "sse2" in features:
-        return 128
-    return max(int(codegen.llvm_get_vector_width(target)), 128)
-
-
-def lanes_of(target: Target, dtype: Any) -> int:
-    """Elements of `dtype` (as a buffer carries it) in one vector register."""
-    return max(vector_bits(target) // max(int(dtype.bits), 8), 2)
-
-
-def cores_of(target: Target) -> int:
-    """Threads the runtime will start; 4 when the target does not say."""
-    return max(int(target.attrs.get("num-cores", 0) or 0), 0) or 4
 
 
 def exact_lanes(extent: int, lanes: int) -> int:
