@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tvm import ir
+import tvm
 from tvm.target import Target, codegen
 
 
@@ -20,8 +20,7 @@ def vector_bits(target: Target) -> int:
 
 def lanes_of(target: Target, dtype: str) -> int:
     """Elements of `dtype` in one vector register."""
-    bits = ir.PrimType(str(dtype)).bits if isinstance(dtype, str) else dtype.bits
-    return max(vector_bits(target) // max(int(bits), 8), 2)
+    return max(vector_bits(target) // max(tvm.DataType(str(dtype)).bits, 8), 2)
 
 
 def cores_of(target: Target) -> int:
