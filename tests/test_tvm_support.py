@@ -58,6 +58,19 @@ def test_a_release_that_crashes_is_refused_with_the_pin(monkeypatch, package, ve
         import_tvm()
 
 
+def test_tvm_uses_every_cpu_and_pins_nothing():
+    run = _run(
+        """
+import os
+before = os.sched_getaffinity(0)
+from tvm_sparse.tvm_support import import_tvm
+tvm = import_tvm()
+print(int(tvm.get_global_func("runtime.NumThreads")()) == len(before), os.sched_getaffinity(0) == before)
+"""
+    )
+    assert run.stdout == "True True\n", run.stderr
+
+
 @pytest.mark.parametrize(
     ("archs", "arch", "shared_bytes"),
     [("sm_90", "sm_90", 232448), ("sm_90,sm_80", "sm_80", 166912), ("sm_80,sm_86", "sm_80", 101376)],

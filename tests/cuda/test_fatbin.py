@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvm_sparse.cuda.fatbin import Fatbin, find_fatbins, pack_fatbin
@@ -22,6 +22,7 @@ def _run(folder: Path, *command: str) -> str:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
+@settings(deadline=None)
 @given(CUBINS, st.integers(0, 9))
 def test_a_packed_fatbin_is_found_with_its_archs(cubins, offset):
     packed = pack_fatbin(cubins)
@@ -29,6 +30,7 @@ def test_a_packed_fatbin_is_found_with_its_archs(cubins, offset):
     assert find_fatbins(b"x" * offset + packed + b"tail") == [expected]
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_cut_fatbin_is_not_found(data):
     packed = pack_fatbin({"sm_80": b"abc", "sm_90": b"defg"})

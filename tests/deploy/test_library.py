@@ -85,9 +85,7 @@ def cuda_library(tmp_path_factory):
     path = tmp_path_factory.mktemp("cuda") / "net.so"
     with cuda_build(ARCHS) as build:
         executable = cuda_network(build.target)
-    metadata = make_metadata(
-        model="vector", inputs=VECTOR, outputs=VECTOR, target=build.target, archs=build.archs
-    )
+    metadata = make_metadata(model="vector", inputs=VECTOR, outputs=VECTOR, target=build.target, archs=build.archs)
     export_library(executable, metadata, path)
     return path
 

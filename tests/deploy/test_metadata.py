@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvm_sparse.deploy.metadata import FORMAT_VERSION, Metadata, TensorSpec
@@ -92,6 +92,7 @@ def test_an_unknown_target_is_refused():
         Metadata.from_json(json.dumps({**json.loads(EXAMPLE.to_json()), "target": "opencl"}))
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(json.loads(EXAMPLE.to_json()))), JSON)
 def test_any_value_gives_metadata_or_a_library_error(key, value):
     try:

@@ -11,7 +11,7 @@ from tvm_sparse.deploy.trailer import append_trailer, read_metadata
 from tvm_sparse.errors import LibraryError
 
 METADATA = Metadata("m", (TensorSpec("x", (2, 3), "float32"),), (), "llvm")
-REUSED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+REUSED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
 @pytest.fixture

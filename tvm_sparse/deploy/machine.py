@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
@@ -71,14 +72,20 @@ def cpu_model() -> str:
 
 
 def usable_cpus() -> list[int]:
-    """Logical CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    """Logical CPUs this process may run on; those of all its threads, for TVM may have pinned the calling one."""
+    try:
+        tasks = [int(task) for task in os.listdir("/proc/self/task")]
+    except OSError:
+        return list(range(os.cpu_count() or 1))
+    cpus: set[int] = set()
+    for task in tasks:
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            cpus |= os.sched_getaffinity(task)
+    return sorted(cpus)
 
 
 def default_threads() -> int:
-    """TVM_NUM_THREADS or OMP_NUM_THREADS if set, else the usable cores (not hyper-threads) within a container's limit."""
+    """TVM_NUM_THREADS or OMP_NUM_THREADS if set, else the usable cores (no hyper-threads) within a container's limit."""
     cpus = usable_cpus()
     for variable in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
         text = os.environ.get(variable, "")

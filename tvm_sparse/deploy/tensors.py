@@ -73,11 +73,11 @@ def to_tensor(tvm_ffi: Any, spec: TensorSpec, value: Any, kind: str, index: int)
         return _from_numpy(tvm_ffi, spec, np.asarray(value), kind, index)
     if not hasattr(value, "__dlpack__"):
         raise InputError(f"input {spec.name!r}: {type(value).__name__} is no numpy array and has no DLPack interface")
-    if hasattr(value, "detach"):  # torch refuses to share a tensor that records gradients
-        value = value.detach()
-    if hasattr(value, "contiguous"):
-        value = value.contiguous()
     try:
+        if hasattr(value, "detach"):  # torch refuses to share a tensor that records gradients
+            value = value.detach()
+        if hasattr(value, "contiguous"):
+            value = value.contiguous()
         tensor = tvm_ffi.from_dlpack(value)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         raise InputError(f"input {spec.name!r}: cannot be read through DLPack: {error}") from error
