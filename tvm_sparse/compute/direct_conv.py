@@ -2,10 +2,11 @@
 
     x    (n, c, h, w)                     dense input
     tile (n, g, ty, tx, chunk, e)         input of one tile and channel chunk, padded, in the layout of the tiling
-    part (n, split, kb, v, ty, tx, f)     Σ over the chunks of a split and the nonzeros j of a row block kb
-    sum  (n, kb, v, ty, tx, f)            Σ over the splits
+    part (n, split, kb, v, ty, tx, *f)    Σ over the chunks of a split and the nonzeros j of a row block kb
+    sum  (n, kb, v, ty, tx, *f)           Σ over the splits
     out  (n, k, p, q)                     activation(sum + bias + residual)
 
+Pixels of a tile are one dimension f, or two if the tiling asks for lanes.
 The filter is a stream (tvm_sparse.formats.FilterStream): the nonzeros of (chunk, row block) stand at
 starts[chunk, kb] .. + counts[chunk, kb]; a row block is `vector` output channels that share columns, 1 if unstructured.
 The sum over j runs to the longest row under a predicate, because s_tir cannot schedule around a loop bound that is read
@@ -130,20 +131,24 @@ def direct_conv2d(tiling: Tiling, packed: PackedFilter) -> DirectConv:
     c = te.reduce_axis((0, per_split), name="c")
     j = te.reduce_axis((0, longest), name="j")
 
-    def partial_sum(i, split, kb, v, ty, tx, f):
+    def partial_sum(i, split, kb, v, ty, tx, *f):
         chunk = c * tiling.splits + split
         at = (starts[chunk, kb] + j // pad_to) * pad_to + j % pad_to if pad_to > 1 else starts[chunk, kb] + j
-        element = tile[i, kb // blocks_per_group, ty, tx, chunk, offsets[at] + tiling.pixel(f)]
+        element = tile[i, kb // blocks_per_group, ty, tx, chunk, offsets[at] + tiling.pixel(tiling.flat_pixel(f))]
         term = values[at, v].astype("float32") * element.astype("float32")
         return te.sum(tirx.if_then_else(j // pad_to < counts[chunk, kb], term, tirx.const(0, "float32")), axis=[c, j])
 
-    shape = (row_blocks, vector, grid_rows, grid_cols, tiling.pixels)
-    part = te.compute((n, tiling.splits, *shape), partial_sum, name="part")
+    pixel_axes = ["t", "lane"] if tiling.lanes else ["f"]
+    pixel_shape = (tiling.pixels // tiling.lanes, tiling.lanes) if tiling.lanes else (tiling.pixels,)
+    shape = (row_blocks, vector, grid_rows, grid_cols, *pixel_shape)
+    part = te.compute((n, tiling.splits, *shape), partial_sum, name="part", varargs_names=pixel_axes)
     if tiling.splits > 1:
         split = te.reduce_axis((0, tiling.splits), name="split")
-        add_splits = te.compute(
-            (n, *shape), lambda i, kb, v, ty, tx, f: te.sum(part[i, split, kb, v, ty, tx, f], axis=split), name="sum"
-        )
+
+        def add_splits(i, kb, v, ty, tx, *f):
+            return te.sum(part[(i, split, kb, v, ty, tx, *f)], axis=split)
+
+        total = te.compute((n, *shape), add_splits, name="sum", varargs_names=pixel_axes)
 
     epilogue = workload.epilogue
     bias = te.placeholder((workload.k,), dtype, name="bias") if epilogue.bias else None
@@ -152,8 +157,8 @@ def direct_conv2d(tiling: Tiling, packed: PackedFilter) -> DirectConv:
 
     def output(i, k, p, q):
         f = p % tiling.rows * tiling.cols + q % tiling.cols
-        at = (k // vector, k % vector, p // tiling.rows, q // tiling.cols, f)
-        y = add_splits[(i, *at)] if tiling.splits > 1 else part[(i, 0, *at)]
+        at = (k // vector, k % vector, p // tiling.rows, q // tiling.cols, *tiling.pixel_index(f))
+        y = total[(i, *at)] if tiling.splits > 1 else part[(i, 0, *at)]
         if bias is not None:
             y = y + bias[k].astype("float32")
         if residual is not None:

@@ -34,6 +34,7 @@ class Tiling:
 
     `splits` cuts the chunks of a row into that many independent partial sums (see direct_conv2d). `pitch` is the least
     distance of two buffer rows in the layout "halo", in elements: it can keep pixels in different memory banks.
+    `lanes`, if not 0, makes two dimensions of the pixels of a partial sum: (f // lanes, f % lanes).
     """
 
     workload: ConvWorkload = field(repr=False)
@@ -43,12 +44,15 @@ class Tiling:
     layout: str = "halo"
     splits: int = 1
     pitch: int = 1
+    lanes: int = 0
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise InputError(f"unknown tile layout {self.layout!r}: choose one of {', '.join(LAYOUTS)}")
         if min(self.rows, self.cols, self.channels, self.splits, self.pitch) < 1:
             raise InputError(f"{self}: every size is 1 or more")
+        if self.lanes and self.pixels % self.lanes:
+            raise InputError(f"{self}: {self.pixels} pixels are no multiple of {self.lanes} lanes")
 
     @property
     def chunks(self) -> int:
@@ -64,6 +68,14 @@ class Tiling:
     @property
     def pixels(self) -> int:
         return self.rows * self.cols
+
+    def pixel_index(self, f: Any) -> tuple[Any, ...]:
+        """Index of pixel f in the pixel dimensions of a partial sum."""
+        return (f // self.lanes, f % self.lanes) if self.lanes else (f,)
+
+    def flat_pixel(self, index: tuple[Any, ...]) -> Any:
+        """The inverse of `pixel_index`."""
+        return index[0] * self.lanes + index[1] if self.lanes else index[0]
 
     @property
     def in_rows(self) -> int:
