@@ -56,6 +56,13 @@ def one_conv(shape: Shape = (1, 3, 8, 8), weight: Array | None = None, **attribu
     return model([conv("first", "x", "w", "y", **attributes)], {"w": weight}, [tensor("x", shape)])
 
 
+def batch_norm(x: str, y: str, k: int, variance: float | None = None) -> tuple[onnx.NodeProto, dict[str, Array]]:
+    names = [f"{y}.{part}" for part in ("scale", "shift", "mean", "var")]
+    values = [weights(k, seed=index) for index in range(4)]
+    values[3] = np.abs(values[3]) + 0.5 if variance is None else np.full(k, variance, np.float32)
+    return helper.make_node("BatchNormalization", [x, *names], [y]), dict(zip(names, values, strict=True))
+
+
 def run(imported: ImportedModel, inputs: dict[str, Array]) -> list[Array]:
     """The module through stock TVM."""
     machine = relax.VirtualMachine(tvm.compile(imported.module, target="llvm"), tvm.cpu())

@@ -9,8 +9,9 @@ from pathlib import Path
 import onnx
 from onnx import numpy_helper
 
+from tvm_sparse.errors import ModelError, TvmSparseError
 from tvm_sparse.network.cleanup import clean_up
-from tvm_sparse.network.imported import ImportedModel, TensorSpec, finite_filters, output_specs, static_shape
+from tvm_sparse.network.imported import ImportedModel, TensorSpec, finite_filters, one_line, output_specs, static_shape
 from tvm_sparse.network.layer_names import NamedFilter, name_convolutions
 from tvm_sparse.network.onnx_convert import convert_model, slim_model
 from tvm_sparse.network.onnx_model import graph_inputs, inferred, load_model, pin_inputs, refuse_bad_weights
@@ -47,11 +48,7 @@ def import_onnx(
     InputError
         When `batch` or `shapes` do not fit the model.
     """
-    model, label = load_model(source)
-    pin_inputs(model, label, batch, shapes)
-    refuse_bad_weights(model, label)
-    model = inferred(model, label)
-    explicit_padding(model, label)
+    model, label = _prepared(source, batch, shapes)
     names = _layer_names(model)
     slimmed = slim_model(model, label)
     explicit_padding(slimmed, label)
@@ -72,6 +69,24 @@ def import_onnx(
         convolutions=convolutions,
         reference=OnnxRuntimeReference(model) if has_runtime else None,
     )
+
+
+def _prepared(
+    source: str | Path | onnx.ModelProto, batch: int | None, shapes: Mapping[str, Sequence[int]] | None
+) -> tuple[onnx.ModelProto, str]:
+    """The model, read and checked, with pinned shapes and explicit padding, and a label for messages."""
+    try:
+        model, label = load_model(source)
+        pin_inputs(model, label, batch, shapes)
+        refuse_bad_weights(model, label)
+        model = inferred(model, label)
+        explicit_padding(model, label)
+    except TvmSparseError:
+        raise
+    except Exception as error:  # protobuf, onnx and numpy all raise their own on a damaged file
+        label = "ONNX model" if isinstance(source, onnx.ModelProto) else str(source)
+        raise ModelError(f"{label}: damaged ONNX model ({one_line(error)})") from error
+    return model, label
 
 
 def _layer_names(model: onnx.ModelProto) -> dict[str, str]:
