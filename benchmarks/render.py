@@ -1,0 +1,87 @@
+"""Write the recorded figures into README.md and docs/: no number there is typed by hand.
+
+    python -m benchmarks.render            rewrite the text between the markers
+    python -m benchmarks.render --check    exit 1 if a file does not say what the records say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+
+_MARKED = re.compile(r"(<!-- begin: (?P<name>[\w-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
+
+
+def cpu_networks() -> str:
+    """Whole networks on a CPU, from benchmarks/results/cpu_networks.json."""
+    report = json.loads((RESULTS / "cpu_networks.json").read_text())
+    lines = [
+        "| network | zeros | onnxruntime, dense | ours, all dense | ours, sparse | sparse over onnxruntime |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['network']} | {r['sparsity']:.0%} | {r['onnxruntime_ms']:.1f} ms | {r['dense_ms']:.1f} ms "
+        f"| {r['sparse_ms']:.1f} ms | **{r['sparse_vs_onnxruntime']:.2f}x** |"
+        for r in report["results"]
+    ]
+    return "\n".join([*lines, "", _conditions(report)])
+
+
+def demo() -> str:
+    """What `make demo` printed, from docs/demo.txt, without most of the layers."""
+    lines = (ROOT / "docs" / "demo.txt").read_text().splitlines()
+    layers = [index for index, line in enumerate(lines) if line.startswith("layer") and "%" in line]
+    keep, hidden = set(layers[:7]), len(layers) - 7
+    shown: list[str] = []
+    for index, line in enumerate(lines):
+        if index not in layers or index in keep:
+            shown.append(line.rstrip())
+        elif index == layers[7]:
+            shown.append(f"... {hidden} more layers")
+    return "```text\n$ make demo\n" + "\n".join(shown) + "\n```"
+
+
+def _conditions(report: dict[str, Any]) -> str:
+    first, environment = report["results"][0], report["environment"]
+    packages = environment.get("packages", {})
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("apache-tvm", "onnxruntime") if packages.get(name))
+    return (
+        f"Batch {first['batch']}, {first['threads']} threads, {environment['cpu']}; {versions}; commit {environment['commit']}. Medians; "
+        f"the ratio is the median of {first['rounds']} interleaved pairs in one process."
+    )
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"cpu-networks": cpu_networks, "demo": demo}
+
+
+def rendered(text: str) -> str:
+    """`text` with every marked block written anew."""
+    return _MARKED.sub(lambda m: f"{m[1]}{BLOCKS[m['name']]()}\n{m[3]}", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for path in DOCUMENTS:
+        text = path.read_text()
+        if (fresh := rendered(text)) != text:
+            stale.append(path)
+            if not check:
+                path.write_text(fresh)
+    if check and stale:
+        sys.exit(f"stale: {', '.join(str(path.relative_to(ROOT)) for path in stale)}: run python -m benchmarks.render")
+
+
+if __name__ == "__main__":
+    main()
