@@ -85,7 +85,7 @@ def usable_cpus() -> list[int]:
 
 
 def default_threads() -> int:
-    """TVM_NUM_THREADS or OMP_NUM_THREADS if set, else the usable cores (no hyper-threads) within a container's limit."""
+    """TVM_NUM_THREADS or OMP_NUM_THREADS if set, else the usable cores (no hyper-threads) within a cgroup's limit."""
     cpus = usable_cpus()
     for variable in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
         text = os.environ.get(variable, "")
