@@ -16,6 +16,7 @@ from memory; schedules.row_length turns it into the true row length after schedu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,18 +106,18 @@ def direct_conv2d(tiling: Tiling, packed: PackedFilter) -> DirectConv:
     """
     workload, vector, pad_to = tiling.workload, packed.vector, packed.pad_to
     n, dtype, groups = workload.n, workload.dtype, workload.groups
-    total, (chunks, row_blocks) = packed.values.shape[0], packed.counts.shape
+    stored, (chunks, row_blocks) = packed.values.shape[0], packed.counts.shape
     longest = max(1, int(packed.counts.max(initial=0))) * pad_to
     grid_rows, grid_cols = tiling.grid
     blocks_per_group = row_blocks // groups
 
     x = te.placeholder((n, workload.c, workload.h, workload.w), dtype, name="x")
-    values = te.placeholder((total, vector), dtype, name="values")
-    offsets = te.placeholder((total,), "int32", name="offsets")
+    values = te.placeholder((stored, vector), dtype, name="values")
+    offsets = te.placeholder((stored,), "int32", name="offsets")
     starts = te.placeholder((chunks, row_blocks), "int32", name="starts")
     counts = te.placeholder((chunks, row_blocks), "int32", name="counts")
 
-    def read_input(i, g, ty, tx, chunk, e):
+    def read_input(i: Any, g: Any, ty: Any, tx: Any, chunk: Any, e: Any) -> Any:
         channel, row, col = tiling.source(e, ty, tx)
         channel = chunk * tiling.channels + channel
         inside = [row >= 0, row < workload.h, col >= 0, col < workload.w]
@@ -131,7 +132,7 @@ def direct_conv2d(tiling: Tiling, packed: PackedFilter) -> DirectConv:
     c = te.reduce_axis((0, per_split), name="c")
     j = te.reduce_axis((0, longest), name="j")
 
-    def partial_sum(i, split, kb, v, ty, tx, *f):
+    def partial_sum(i: Any, split: Any, kb: Any, v: Any, ty: Any, tx: Any, *f: Any) -> Any:
         chunk = c * tiling.splits + split
         at = (starts[chunk, kb] + j // pad_to) * pad_to + j % pad_to if pad_to > 1 else starts[chunk, kb] + j
         element = tile[i, kb // blocks_per_group, ty, tx, chunk, offsets[at] + tiling.pixel(tiling.flat_pixel(f))]
@@ -145,7 +146,7 @@ def direct_conv2d(tiling: Tiling, packed: PackedFilter) -> DirectConv:
     if tiling.splits > 1:
         split = te.reduce_axis((0, tiling.splits), name="split")
 
-        def add_splits(i, kb, v, ty, tx, *f):
+        def add_splits(i: Any, kb: Any, v: Any, ty: Any, tx: Any, *f: Any) -> Any:
             return te.sum(part[(i, split, kb, v, ty, tx, *f)], axis=split)
 
         total = te.compute((n, *shape), add_splits, name="sum", varargs_names=pixel_axes)
@@ -155,7 +156,7 @@ def direct_conv2d(tiling: Tiling, packed: PackedFilter) -> DirectConv:
     out_shape = (n, workload.k, workload.p, workload.q)
     residual = te.placeholder(out_shape, dtype, name="residual") if epilogue.residual else None
 
-    def output(i, k, p, q):
+    def output(i: Any, k: Any, p: Any, q: Any) -> Any:
         f = p % tiling.rows * tiling.cols + q % tiling.cols
         at = (k // vector, k % vector, p // tiling.rows, q // tiling.cols, *tiling.pixel_index(f))
         y = total[(i, *at)] if tiling.splits > 1 else part[(i, 0, *at)]
