@@ -60,8 +60,8 @@ def compile_and_time(
         The second is the sparse one.
     """
     import tvm_sparse
+    from tvm_sparse.deploy.tensors import random_inputs
     from tvm_sparse.network.importer import import_model
-    from tvm_sparse.verification import random_inputs
 
     compiled, paths = {}, {}
     for mode in ("auto", "never"):

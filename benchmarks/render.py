@@ -1,7 +1,7 @@
 """Write the recorded figures into README.md and docs/: no number there is typed by hand.
 
-    python -m benchmarks.render            rewrite the text between the markers
-    python -m benchmarks.render --check    exit 1 if a file does not say what the records say
+python -m benchmarks.render            rewrite the text between the markers
+python -m benchmarks.render --check    exit 1 if a file does not say what the records say
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def _conditions(report: dict[str, Any]) -> str:
     packages = environment.get("packages", {})
     versions = ", ".join(f"{name} {packages[name]}" for name in ("apache-tvm", "onnxruntime") if packages.get(name))
     return (
-        f"Batch {first['batch']}, {first['threads']} threads, {environment['cpu']}; {versions}; commit {environment['commit']}. Medians; "
-        f"the ratio is the median of {first['rounds']} interleaved pairs in one process."
+        f"Batch {first['batch']}, {first['threads']} threads, {environment['cpu']}; {versions}; commit "
+        f"{environment['commit']}. Medians; the ratio is the median of {first['rounds']} interleaved pairs in one process."
     )
 
 

@@ -72,9 +72,9 @@ def digits(folder: Path, threads: int) -> None:
 
 def resnet50(folder: Path, threads: int, rounds: int) -> None:
     """ResNet-50 at 90 %: verified, timed against onnxruntime on the same weights, sizes compared."""
-    import tvm_sparse
     from benchmarks.networks import compile_and_time
     from examples.networks import build
+    from tvm_sparse.deploy.tensors import random_inputs
 
     print("\n2. ResNet-50, seeded weights, every convolution but the first pruned to 90 % (examples/networks)\n")
     model = build("resnet50", sparsity=0.9)
@@ -83,7 +83,7 @@ def resnet50(folder: Path, threads: int, rounds: int) -> None:
     )
     print()
     show_layers(network)
-    inputs = tvm_sparse.api.random_inputs(network.metadata.inputs)
+    inputs = random_inputs(network.metadata.inputs)
     alone = run_alone(folder, "resnet50-auto", inputs, threads)
     here = network(*inputs.values())
     print(f"\nrelative error against onnxruntime            {result.relative_error:.1e}")

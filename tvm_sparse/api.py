@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_sparse.errors import VerificationError
-from tvm_sparse.verification import Verification, compare, random_inputs
+from tvm_sparse.verification import Verification, compare
 
 if TYPE_CHECKING:
     from tvm_sparse.deploy import ExportReport, Metadata, Network
@@ -186,6 +186,3 @@ def _metadata(imported: ImportedModel, built: BuiltNetwork, target: Any, archs: 
         dense_bytes=sum(layer.dense_bytes for layer in built.layers),
         sparse_bytes=sum(layer.packed_bytes for layer in built.layers),
     )
-
-
-__all__ = ["CompiledNetwork", "Verification", "compile", "inspect", "random_inputs", "verify"]

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tvm_sparse.deploy.tensors import random_inputs
 from tvm_sparse.errors import ModelError
 from tvm_sparse.oracle import relative_error
-
-
-class Spec(Protocol):
-    """An input or output: what TensorSpec of the network and deploy rooms have in common."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -39,17 +31,6 @@ class Verification:
         return (
             f"output {name} has a relative error of {error:.3g} against {self.reference} (tolerance {self.tolerance:g})"
         )
-
-
-def random_inputs(specs: Sequence[Spec], seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Seeded inputs by name: standard normal floats; 0 or 1 for integers and bools, valid as any index or flag."""
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    for spec in specs:
-        floats = np.issubdtype(np.dtype(spec.dtype), np.floating)
-        values = rng.standard_normal(spec.shape) if floats else rng.integers(0, 2, spec.shape)
-        arrays[spec.name] = values.astype(spec.dtype)
-    return arrays
 
 
 def compare(imported: Any, network: Callable[..., Any], *, tolerance: float, seed: int = 0) -> Verification:
