@@ -1,0 +1,70 @@
+"""Template `fallback`: direct convolution for every target, shape and dtype, without tiles.
+
+    for every output element:                       (CUDA: one thread; otherwise: one task per image and output channel)
+        part := Σ_j values[j] * x[where offset[j] points]
+        out  := activation(part + bias + residual)
+
+A tile is one pixel and its buffer is never written: every nonzero decodes its offset into channel, row and column and
+tests for the padding. Nothing is shared between elements, so there is nothing that could be too large.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tvm import s_tir, tirx
+from tvm.target import Target
+
+from tvm_sparse.compute.direct_conv import DirectConv
+from tvm_sparse.compute.geometry import Tiling
+from tvm_sparse.schedules.base import Knobs, Template
+from tvm_sparse.schedules.primitives import bind_row_length, mark_row_length
+from tvm_sparse.workload import ConvWorkload
+
+#: Indices are int32, those of the rounded-up last block of threads too.
+MOST_ELEMENTS = 2**31 - 2**11
+
+
+class Fallback(Template):
+    name = "fallback"
+
+    def applies(self, workload: ConvWorkload, target: Target) -> str | None:
+        arrays = {
+            "the input": (workload.n, workload.c, workload.h, workload.w),
+            "the output": (workload.n, workload.k, workload.p, workload.q),
+        }
+        for name, shape in arrays.items():
+            if math.prod(shape) > MOST_ELEMENTS:
+                return f"{name} has more than {MOST_ELEMENTS} elements"
+        return None
+
+    def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
+        if target.kind.name == "llvm":
+            return {"format": ("csr",)}
+        most = int(target.attrs["max_threads_per_block"])
+        return {"format": ("csr",), "threads": tuple(n for n in (32, 64, 128, 256) if n <= most) or (1,)}
+
+    def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
+        return {name: values[-1] for name, values in self.space(workload, target).items()}
+
+    def tiling(self, workload: ConvWorkload, knobs: Knobs) -> Tiling:
+        return Tiling(workload, 1, 1, workload.c_per_group)
+
+    def schedule(self, conv: DirectConv, tiling: Tiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
+        sch = s_tir.Schedule(conv.prim_func())
+        tile, part, out = (sch.get_sblock(name) for name in ("tile", "part", "out"))
+        sch.compute_inline(tile)
+        i, k, p, q = sch.get_loops(out)
+        if target.kind.name == "llvm":
+            sch.parallel(sch.fuse(i, k))
+            element = q
+        else:
+            block, element = sch.split(sch.fuse(i, k, p, q), [None, int(knobs["threads"])])
+            sch.bind(block, "blockIdx.x")
+            sch.bind(element, "threadIdx.x")
+        sch.compute_at(part, element, preserve_unit_loops=True)
+        sch.set_scope(part, 0, "local")
+        c, j = sch.get_loops(part)[-2:]
+        mark_row_length(sch, j)
+        sch.decompose_reduction(part, c)
+        return bind_row_length(sch.mod["main"])

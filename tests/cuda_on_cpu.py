@@ -1,0 +1,145 @@
+"""Run the CUDA C++ that TVM generates on the CPU: no GPU, no driver, no CUDA compiler, only g++.
+
+Every CUDA thread is a fiber; __syncthreads hands over to the next one. So the kernels' arithmetic, indices, barriers
+and thread counts are tested, not the GPU compiler. Memory is checked by the address sanitizer; shared memory and
+buffers between kernels start as NaN.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PRELUDE = r"""
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <ucontext.h>
+#include <vector>
+using std::max; using std::min;
+struct dim { int x = 0, y = 0, z = 0; };
+static dim threadIdx, blockIdx;
+static std::vector<float> shared_memory;
+static std::vector<ucontext_t> fibers;
+static std::vector<std::vector<char>> stacks;
+static ucontext_t scheduler;
+static int running;
+static void __syncthreads() { swapcontext(&fibers[running], &scheduler); }
+template <class Kernel> struct Launch {
+  static Kernel* kernel;
+  static std::vector<char>* finished;
+  static void body() { (*kernel)(); (*finished)[running] = 1; }
+};
+template <class Kernel> Kernel* Launch<Kernel>::kernel;
+template <class Kernel> std::vector<char>* Launch<Kernel>::finished;
+template <class Kernel> void launch(dim grid, dim block, Kernel kernel) {
+  int threads = block.x * block.y * block.z;
+  fibers.resize(threads); stacks.assign(threads, std::vector<char>(1 << 16));
+  for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
+    std::vector<char> finished(threads, 0);
+    Launch<Kernel>::kernel = &kernel; Launch<Kernel>::finished = &finished;
+    std::fill(shared_memory.begin(), shared_memory.end(), std::numeric_limits<float>::quiet_NaN());
+    for (int t = 0; t < threads; ++t) {
+      getcontext(&fibers[t]);
+      fibers[t].uc_stack.ss_sp = stacks[t].data(); fibers[t].uc_stack.ss_size = stacks[t].size();
+      fibers[t].uc_link = &scheduler;
+      makecontext(&fibers[t], (void (*)())Launch<Kernel>::body, 0);
+    }
+    for (int left = threads; left;) {
+      int before = left;
+      for (int t = 0; t < threads; ++t) {
+        threadIdx.x = t % block.x; threadIdx.y = t / block.x % block.y; threadIdx.z = t / block.x / block.y;
+        running = t;
+        swapcontext(&scheduler, &fibers[t]);
+        left -= finished[t];
+      }
+      // All threads meet at a barrier, or all of them end: a part that does is a hang on a GPU.
+      if (left != before && left) { fprintf(stderr, "a barrier that not all threads reach\n"); exit(3); }
+    }
+  }
+}
+template <class T> std::vector<T> load(const char* path, size_t count) {
+  std::vector<T> data(count);
+  FILE* file = fopen(path, "rb");
+  if (!file || fread(data.data(), sizeof(T), count, file) != count) exit(4);
+  fclose(file);
+  return data;
+}
+"""
+
+
+def run(func: Any, target: Any, arrays: dict[str, np.ndarray], shared_bytes: int, folder: Path) -> np.ndarray:
+    """The array `out` after running a scheduled float32 PrimFunc.
+
+    Parameters
+    ----------
+    func : PrimFunc with thread-bound loops
+    arrays : every parameter by name; "out" as it is before
+    shared_bytes : shared memory a block may touch
+    folder : for the program and its files
+    """
+    import tvm
+
+    with target:
+        source = tvm.compile(tvm.IRModule({"main": func}), target=target).mod.imports[0].inspect_source()
+    (folder / "kernel.cc").write_text(_program(source, func, arrays, shared_bytes))
+    for name, array in arrays.items():
+        np.ascontiguousarray(array).tofile(folder / f"{name}.bin")
+    flags = ["-O1", "-g0", "-w", "-std=c++17", "-fsanitize=address", "-fno-sanitize-recover=all"]
+    subprocess.run(["g++", *flags, "-o", "kernel", "kernel.cc"], cwd=folder, check=True)
+    environment = {"ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run(["./kernel"], cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[:3000]
+    return np.fromfile(folder / "out.bin", np.float32).reshape(arrays["out"].shape)
+
+
+def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes: int) -> str:
+    """C++ that loads the arrays, runs the kernels of `source` one after the other, and stores the output."""
+    kernels, steps = [], [f"shared_memory.resize({-(-shared_bytes // 4)});"]
+    for name, array in arrays.items():
+        kind = {"float32": "float", "int32": "int"}[str(array.dtype)]
+        steps.append(f'auto {name} = load<{kind}>("{name}.bin", {array.size});')
+    for buffer in func.body.block.alloc_buffers:  # between kernels
+        if buffer.scope() == "global":
+            steps.append(f"std::vector<float> {buffer.name}({math.prod(int(e) for e in buffer.shape)}, NAN);")
+    definition = r'^extern "C" __global__ void __launch_bounds__\(\d+\) ((\w+)\(([^\n]*)\) \{\n.*?^\})'
+    found = re.findall(definition, source, flags=re.MULTILINE | re.DOTALL)
+    for (code, name, parameters), (blocks, threads) in zip(found, launches(func), strict=True):
+        dynamic = r"extern __shared__ __align__\(64\) (\w+) (\w+)\[\];"
+        kernels.append("static void " + re.sub(dynamic, r"\1* \2 = (\1*)shared_memory.data();", code))
+        given = ", ".join(f"{parameter}.data()" for parameter in re.findall(r"(\w+)_ptr\b", parameters))
+        block = ", ".join(map(str, threads))
+        steps.append(f"launch(dim{{{blocks}, 1, 1}}, dim{{{block}}}, [&] {{ {name}({given}); }});")
+    steps += [
+        'FILE* file = fopen("out.bin", "wb");',
+        "fwrite(out.data(), 4, out.size(), file);",
+        "return fclose(file);",
+    ]
+    return "\n".join([PRELUDE, "typedef unsigned char uchar;", *kernels, "int main() {", *steps, "}", ""])
+
+
+def launches(func: Any) -> list[tuple[int, list[int]]]:
+    """(blocks, threads along x, y, z) of every kernel, in order."""
+    import tvm_ffi
+    from tvm import tirx
+
+    body = func.body.block.body
+    kernels = list(body.seq) if hasattr(body, "seq") else [body]
+    found = []
+    for kernel in kernels:
+        extents: dict[str, int] = {}
+
+        def visit(loop: Any, extents: dict[str, int] = extents) -> None:
+            if loop.thread_binding is not None:
+                extents[str(loop.thread_binding.thread_tag)] = int(loop.extent)
+
+        tvm_ffi.structural_walk(kernel, (tirx.For, visit), order="pre")
+        found.append((extents["blockIdx.x"], [extents.get(f"threadIdx.{axis}", 1) for axis in "xyz"]))
+    return found
