@@ -15,6 +15,7 @@ from tvm_sparse.errors import TvmSparseError
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 PROGRAM = "tvm-sparse"
+FAULT_CHARACTERS = 300
 EPILOG = """Exit codes: 0 done, 1 a fault of our own, 2 wrong usage, 3 model file, 4 input array or argument,
 5 target or its compiler, 6 result differs from the reference, 7 compiled library, 8 output cannot be written,
 130 interrupted, 141 the reader of our output went away. Results go to stdout, progress and errors to stderr."""
@@ -81,6 +82,9 @@ def _explain(error: Exception, *, traceback: bool) -> int:
     if isinstance(error, TvmSparseError):
         return _fail(str(error), error.exit_code)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = " ".join(text.split())
+    # TVM's messages can hold a whole program.
+    text = text if len(text) <= FAULT_CHARACTERS else f"{text[:FAULT_CHARACTERS]}…"
     hint = "" if traceback else f" (a fault of {PROGRAM}; see where with {PROGRAM} --traceback …)"
     return _fail(f"{text}{hint}", 1)
 
