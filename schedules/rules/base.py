@@ -1,18 +1,15 @@
-"""What the dense schedule rules share: the target's width and cores, block inspection, exact splits, inlining."""
+"""What the dense schedule rules share: block inspection, exact splits, inlining."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
 import tvm_ffi
 from tvm import ir, s_tir, sym, tirx
 from tvm.s_tir.dlight.analysis import SBlockInfo, get_sblock_info, normalize_prim_func
-from tvm.target import Target
-
-from tvm_sparse.schedules.cpu_target import cores_of, lanes_of, vector_bits  # noqa: F401
+from tvm.s_tir.dlight.analysis.common_analysis import get_sblockrealize
 
 PARALLEL_MIN_WORK = 1 << 17
 """Scalar operations (about 10 µs of vector code) below which starting the thread pool costs more than it saves."""
@@ -107,9 +104,7 @@ def accesses_of(block: s_tir.SBlock) -> Accesses:
             found.loose.append(var)
 
     def walk(node: object) -> None:
-        callbacks = [
-            (tirx.BufferStore, on_store), (ir.TensorLoad, on_load), (ir.Call, on_call), (tirx.Var, on_var)
-        ]
+        callbacks = [(tirx.BufferStore, on_store), (ir.TensorLoad, on_load), (ir.Call, on_call), (tirx.Var, on_var)]
         tvm_ffi.structural_walk(node, callbacks, order="pre")
 
     walk(block.body)
@@ -117,10 +112,23 @@ def accesses_of(block: s_tir.SBlock) -> Accesses:
 
 
 def inspect(sch: s_tir.Schedule) -> list[SBlockInfo]:
-    """Normal form of the function: one loop per block variable, blocks in order; raises ValueError if it has none."""
-    infos = normalize_prim_func(sch)
-    if not infos:
-        raise ValueError("the function has no normal form")
+    """Blocks in order, one loop a block variable; brings the function to normal form (no unit loops) where it has one.
+
+    Raises
+    ------
+    ValueError
+        The function has no normal form and its loops are not its blocks' variables either.
+    """
+    if normalize_prim_func(sch.copy()):  # on a scalar block it fails half-way and leaves a broken schedule behind
+        infos: list[SBlockInfo] = normalize_prim_func(sch)
+        return infos
+    infos = inspect_raw(sch)
+    for info in infos:
+        values, loops = get_sblockrealize(sch, info.block_rv).iter_values, sch.get_loops(info.block_rv)
+        if len(values) != len(loops) or not all(
+            value.same_as(sch.get(loop).loop_var) for value, loop in zip(values, loops, strict=True)
+        ):
+            raise ValueError(f"block {info.name} is not one loop a variable")
     return infos
 
 

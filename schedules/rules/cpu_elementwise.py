@@ -7,6 +7,7 @@ from tvm.s_tir.dlight import ScheduleRule
 from tvm.target import Target
 
 from .base import inline_injective, inspect
+from .simplify import simplify_blocks
 from .spatial_nest import schedule_spatial
 
 
@@ -15,7 +16,7 @@ class Elementwise(ScheduleRule):
 
     def apply(self, func: tirx.PrimFunc, target: Target, tunable: bool) -> s_tir.Schedule | None:
         """Return the schedule, or None when a block reduces."""
-        sch = s_tir.Schedule(func)
+        sch = s_tir.Schedule(simplify_blocks(func))
         infos = inspect(sch)
         if not all(info.is_injective() for info in infos):
             return None

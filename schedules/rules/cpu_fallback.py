@@ -1,6 +1,6 @@
 """CPU rule that always applies: inline what can be, then schedule each remaining block by itself.
 
-It is also the rule for reductions (mean, softmax, layer norm), transposed and 3-D convolutions, whose blocks need no more.
+It is also the rule for reductions (mean, softmax, layer norm), transposed and 3-D convolutions, which need no more.
 """
 
 from __future__ import annotations

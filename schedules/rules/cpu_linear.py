@@ -10,10 +10,9 @@ from tvm import ir, s_tir, tirx
 from tvm.s_tir.dlight import ScheduleRule
 from tvm.target import Target
 
-from .base import (
-    PARALLEL_MIN_WORK, accesses_of, cores_of, exact_lanes, inline_injective, inspect, lanes_of, largest_divisor,
-    vector_bits,
-)
+from tvm_sparse.schedules.cpu_target import cores_of, lanes_of, vector_bits
+
+from .base import PARALLEL_MIN_WORK, accesses_of, exact_lanes, inline_injective, inspect, largest_divisor
 from .spatial_nest import schedule_spatial
 from .window_pattern import loads_in
 
@@ -111,7 +110,7 @@ def match_product(block: s_tir.SBlock) -> Product | None:
 
 
 def _stream_weight(sch: s_tir.Schedule, block: Any, product: Product, target: Target, lanes: int) -> None:
-    """Each core reads its own whole rows of the weight, in memory order; the cores' partial rows are added at the end."""
+    """Each core reads its own rows of the weight in memory order; the cores' partial results are added at the end."""
     loops = sch.get_loops(block)
     k_size, j_size = product.extents[product.k], product.extents[product.j]
     parts = cores_of(target) if k_size % cores_of(target) == 0 else largest_divisor(k_size, 2 * cores_of(target))
@@ -123,7 +122,7 @@ def _stream_weight(sch: s_tir.Schedule, block: Any, product: Product, target: Ta
     outer, rows = sch.split(k, [None, largest_divisor(k_size // parts, STREAMED_ROWS)])
     j = others[product.j if product.j < product.k else product.j - 1]
     i = [loop for loop in others if loop is not j]
-    vector = exact_lanes(j_size, lanes)
+    vector = _power_of_two_lanes(j_size, lanes)
     if vector > 1:
         j, lane = sch.split(j, [None, vector])
         sch.reorder(part, outer, *i, j, rows, lane)

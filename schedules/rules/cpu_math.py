@@ -75,5 +75,7 @@ def _tanh(x: tirx.Expr) -> tirx.Expr:
 
 
 _REPLACEMENTS: dict[str, Callable[[tirx.Expr], tirx.Expr]] = {
-    "tirx.exp": _exp, "tirx.sigmoid": _sigmoid, "tirx.tanh": _tanh,
+    "tirx.exp": _exp,
+    "tirx.sigmoid": _sigmoid,
+    "tirx.tanh": _tanh,
 }

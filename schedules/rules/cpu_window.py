@@ -1,7 +1,7 @@
 """CPU rule for pooling and depthwise convolution (NCHW): a staged plane, row blocks, vectors over output columns.
 
-The window is said again as TE with its accumulator rounded up to whole vectors and whole row blocks; the surplus is read
-from the staged, zero-filled plane and never stored, so no lane of the hot loop carries a predicate.
+The window is said again as TE with its accumulator rounded up to whole vectors and whole row blocks; the surplus is
+read from the staged, zero-filled plane and never stored, so no lane of the hot loop carries a predicate.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from tvm import ir, s_tir, te, tirx
 from tvm.s_tir.dlight import ScheduleRule
 from tvm.target import Target
 
-from .base import MAX_VECTOR_EXTENT, PARALLEL_MIN_WORK, lanes_of, restore
+from tvm_sparse.schedules.cpu_target import lanes_of
+
+from .base import MAX_VECTOR_EXTENT, PARALLEL_MIN_WORK, restore
 from .window_pattern import Window, match_window
 
 MAX_UNROLLED_TAPS = 256
@@ -25,7 +27,7 @@ ROW_BLOCK = 7
 """Output rows that share one load of the input; 7 accumulators fit 16 registers beside the inputs."""
 
 STAGED_PLANE_BYTES = 1 << 18
-"""A larger plane is staged row block by row block, so that it stays in the second-level cache."""
+"""A larger plane is staged row block by row block, so that it stays in the second-level cache (stride > 1: always)."""
 
 
 class WindowRule(ScheduleRule):
@@ -136,9 +138,11 @@ def _rebuild(window: Window, lanes: int, rows: int) -> tirx.PrimFunc:
 def _schedule(sch: s_tir.Schedule, window: Window, lanes: int, rows: int, unrolled: bool) -> None:
     acc, out, plane = (sch.get_sblock(name) for name in ("acc", "out", "plane"))
     loops = sch.get_loops(acc)
-    lead, (y, x), taps = loops[: len(window.lead)], loops[len(window.lead) : len(window.lead) + 2], loops[
-        len(window.lead) + 2 :
-    ]
+    lead, (y, x), taps = (
+        loops[: len(window.lead)],
+        loops[len(window.lead) : len(window.lead) + 2],
+        loops[len(window.lead) + 2 :],
+    )
     channel = sch.fuse(*lead)
     block, row = sch.split(y, [None, rows])
     vector, lane = sch.split(x, [None, lanes])
@@ -148,14 +152,18 @@ def _schedule(sch: s_tir.Schedule, window: Window, lanes: int, rows: int, unroll
         sch.parallel(channel)
     sch.reverse_compute_at(out, block, preserve_unit_loops=True)
     sizes = [int(e) for e in sch.get(plane).writes[0].source.shape]
-    at = block if sizes[-1] * sizes[-2] * 4 > STAGED_PLANE_BYTES else channel
+    by_rows = window.x.stride > 1 or sizes[-1] * sizes[-2] * 4 > STAGED_PLANE_BYTES
+    at = block if by_rows else channel
     if window.x.stride > 1:
         phases = sch.get_sblock("phases")
+        if window.producer is None:
+            sch.compute_inline(plane)
         sch.compute_at(phases, at, preserve_unit_loops=True)
         *_, phase, column = sch.get_loops(phases)
         sch.reorder(column, phase)
         sch.unroll(phase)
-    sch.compute_at(plane, at, preserve_unit_loops=True)
+    if window.x.stride == 1 or window.producer is not None:
+        sch.compute_at(plane, at, preserve_unit_loops=True)
     sch.vectorize(lane)
     if unrolled:
         for loop in (*taps, row):

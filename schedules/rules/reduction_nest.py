@@ -8,16 +8,9 @@ from typing import Any
 from tvm import s_tir, tirx
 from tvm.target import Target
 
-from .base import (
-    MAX_VECTOR_EXTENT,
-    PARALLEL_MIN_WORK,
-    Accesses,
-    accesses_of,
-    exact_lanes,
-    extent_of,
-    lanes_of,
-    largest_divisor,
-)
+from tvm_sparse.schedules.cpu_target import lanes_of
+
+from .base import MAX_VECTOR_EXTENT, Accesses, accesses_of, exact_lanes, extent_of, largest_divisor
 from .spatial_nest import parallel_outer
 
 ROWS_SHARING_LOADS = 4
@@ -42,8 +35,10 @@ def schedule_reduction(sch: s_tir.Schedule, block: Any, target: Target) -> None:
     column = _contiguous_output(accesses, variables, spatial, extents)
     if single and column is not None:
         _vector_over_output(sch, block, target, accesses, variables, extents, spatial, reduce, column, lanes)
-    elif single and _reduction_is_contiguous(accesses, variables, reduce[-1]) and reduce == list(
-        range(len(spatial), len(loops))
+    elif (
+        single
+        and _reduction_is_contiguous(accesses, variables, reduce[-1])
+        and reduce == list(range(len(spatial), len(loops)))
     ):
         _vector_over_reduction(sch, block, target, extents, len(spatial), lanes)
     else:
@@ -51,9 +46,7 @@ def schedule_reduction(sch: s_tir.Schedule, block: Any, target: Target) -> None:
         parallel_outer(sch, [loops[i] for i in spatial], work, target)
 
 
-def _contiguous_output(
-    accesses: Accesses, variables: list[Any], spatial: list[int], extents: list[int]
-) -> int | None:
+def _contiguous_output(accesses: Accesses, variables: list[Any], spatial: list[int], extents: list[int]) -> int | None:
     """The spatial loop every access is contiguous in or independent of, and every store contiguous in."""
     coefficients = accesses.coefficients(variables)
     for index in reversed(spatial):
@@ -87,8 +80,16 @@ def _sharing_loop(
 
 
 def _vector_over_output(
-    sch: s_tir.Schedule, block: Any, target: Target, accesses: Accesses, variables: list[Any], extents: list[int],
-    spatial: list[int], reduce: list[int], column: int, lanes: int,
+    sch: s_tir.Schedule,
+    block: Any,
+    target: Target,
+    accesses: Accesses,
+    variables: list[Any],
+    extents: list[int],
+    spatial: list[int],
+    reduce: list[int],
+    column: int,
+    lanes: int,
 ) -> None:
     loops = sch.get_loops(block)
     size = extents[column]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from tvm import s_tir
+import tvm_ffi
+from tvm import s_tir, tirx
 from tvm.target import Target
 
-from .base import CALL_WORK, MAX_VECTOR_EXTENT, PARALLEL_MIN_WORK, Accesses, accesses_of, cores_of, extent_of, largest_divisor
+from tvm_sparse.schedules.cpu_target import cores_of
+
+from .base import CALL_WORK, MAX_VECTOR_EXTENT, PARALLEL_MIN_WORK, Accesses, accesses_of, extent_of, largest_divisor
 
 TILE = 16
 """Elements of a cache line; a transpose walks tiles of this many lines."""
@@ -79,15 +82,31 @@ def schedule_spatial(sch: s_tir.Schedule, block: Any, target: Target) -> None:
             outer = [*outer, inner]
         parallel_outer(sch, outer, work, target)
         return
+    outer = loops[:last]
     crossing = _crossing_loop(accesses, variables, extents, last)
+    repeat = _repeats(accesses, variables[last], extents[last])
     if crossing is not None:
         across, across_in = sch.split(loops[crossing], [None, largest_divisor(extents[crossing], TILE)])
         along, along_in = sch.split(loops[last], [None, largest_divisor(extents[last], WAYS)])
         sch.reorder(*loops[:crossing], across, *loops[crossing + 1 : last], along, across_in, along_in)
         outer = [*loops[:crossing], across, *loops[crossing + 1 : last], along]
-    else:
-        outer = loops[:last]
+    elif repeat > 1:
+        _, copies = sch.split(loops[last], [None, repeat])
+        sch.unroll(copies)
     parallel_outer(sch, outer, work, target)
+
+
+def _repeats(accesses: Accesses, variable: Any, extent: int) -> int:
+    """How often a load repeats an element along a loop (nearest upsampling reads x // 2), 1 if it does not."""
+    factors: list[int] = []
+
+    def on_division(division: tirx.FloorDiv) -> None:
+        if division.a.same_as(variable) and isinstance(division.b, tirx.IntImm):
+            factors.append(int(division.b))
+
+    for offset in accesses.offsets:
+        tvm_ffi.structural_walk(offset, (tirx.FloorDiv, on_division), order="pre")
+    return factors[0] if len(set(factors)) == 1 and extent % factors[0] == 0 and factors[0] <= TILE else 1
 
 
 def _crossing_loop(accesses: Accesses, variables: list[Any], extents: list[int], last: int) -> int | None:

@@ -90,8 +90,9 @@ def _read(
     extents = [int(v.dom.extent) for v in block.iter_vars]
     spatial = [v.var for v in block.iter_vars if v.iter_type == tirx.IterVar.DataPar]
     sizes = [e for v, e in zip(block.iter_vars, extents, strict=True) if v.iter_type == tirx.IterVar.DataPar]
-    reduce = [(v.var, e) for v, e in zip(block.iter_vars, extents, strict=True)
-              if v.iter_type == tirx.IterVar.CommReduce]
+    reduce = [
+        (v.var, e) for v, e in zip(block.iter_vars, extents, strict=True) if v.iter_type == tirx.IterVar.CommReduce
+    ]
     if len(spatial) < 3 or len(spatial) + len(reduce) != len(extents) or not _is_identity(store.indices, spatial):
         return None
     output = func.params[-1]
@@ -116,8 +117,19 @@ def _read(
     if epilogue is not None and not _fits(epilogue, store.buffer, sizes):
         return None
     return Window(
-        func, output, store.buffer, REDUCERS[type(store.value)], tuple(sizes[:-2]), axes[0], axes[1], tuple(spatial),
-        tuple(units), term, source, producer, epilogue,
+        func,
+        output,
+        store.buffer,
+        REDUCERS[type(store.value)],
+        tuple(sizes[:-2]),
+        axes[0],
+        axes[1],
+        tuple(spatial),
+        tuple(units),
+        term,
+        source,
+        producer,
+        epilogue,
     )
 
 
