@@ -10,6 +10,8 @@ from tvm import relax, tirx
 from tvm.s_tir.dlight import ScheduleRule
 from tvm.target import Target
 
+from tvm_sparse.errors import CompileError
+
 from .base import restore
 from .cpu_elementwise import Elementwise
 from .cpu_fallback import Fallback
@@ -26,8 +28,8 @@ logger = logging.getLogger(__name__)
 def apply_rules(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
     """Schedule every PrimFunc that does not carry `tirx.is_scheduled`.
 
-    A function is left as it is when no rule's schedule lowers for `target` (a CPU then runs it serially), and on a CPU
-    when it is a mere reshape, which the Relax build turns into a view.
+    On a CPU a function stays serial when no rule's schedule lowers, and stays as it is when it is a mere reshape, which
+    the Relax build turns into a view.
 
     Parameters
     ----------
@@ -40,12 +42,17 @@ def apply_rules(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
     -------
     tvm.IRModule
         The same module with its PrimFuncs scheduled and marked `tirx.is_scheduled`; Relax functions are untouched.
+
+    Raises
+    ------
+    CompileError
+        No rule fits a function on CUDA.
     """
     result = mod.clone()
     rules = rules_for(target)
     for var, func in mod.functions_items():
         if isinstance(func, tirx.PrimFunc) and not func.attrs.get("tirx.is_scheduled", False):
-            result.update_func(var, schedule_func(func, target, rules))
+            result.update_func(var, schedule_func(func, target, rules, var.name_hint))
     return result
 
 
@@ -58,8 +65,16 @@ def rules_for(target: Target) -> list[ScheduleRule]:
     return [Elementwise(), WindowRule(), Linear(), Fallback()]
 
 
-def schedule_func(func: tirx.PrimFunc, target: Target, rules: Sequence[ScheduleRule]) -> tirx.PrimFunc:
-    """The schedule of the first rule that takes the function and whose result lowers; else the function itself."""
+def schedule_func(
+    func: tirx.PrimFunc, target: Target, rules: Sequence[ScheduleRule], name: str = "the function"
+) -> tirx.PrimFunc:
+    """The schedule of the first rule that takes the function and whose result lowers; else the function itself.
+
+    Raises
+    ------
+    CompileError
+        No rule fits on CUDA, where an unscheduled function would touch device memory from the host.
+    """
     if target.kind.name == "llvm" and relax.analysis.has_reshape_pattern(func):
         return func
     for rule in rules:
@@ -76,5 +91,7 @@ def schedule_func(func: tirx.PrimFunc, target: Target, rules: Sequence[ScheduleR
         if lowers(scheduled, target):
             return scheduled
         logger.debug("%s: the schedule does not lower", type(rule).__name__)
-    logger.warning("no schedule rule fits %s", func.attrs.get("global_symbol", "a function"))
+    if target.kind.name == "cuda":
+        raise CompileError(f"no CUDA schedule fits {name}; report the operator, or compile for the CPU")
+    logger.warning("no schedule rule fits %s; it stays serial", name)
     return func

@@ -29,7 +29,7 @@ class Fallback(ScheduleRule):
             before = sch.copy()
             try:
                 schedule(sch, info.block_rv, target)
-            except (s_tir.ScheduleError, ValueError) as error:
+            except Exception as error:  # TVM has internal errors here too: rfactor beside a scalar block
                 logger.debug("block %s stays serial: %s", info.name, error)
                 sch = before
         return sch

@@ -8,13 +8,16 @@ from typing import Any
 from tvm import s_tir, tirx
 from tvm.target import Target
 
-from tvm_sparse.schedules.cpu_target import lanes_of
+from tvm_sparse.schedules.cpu_target import lanes_of, vector_bits
 
 from .base import MAX_VECTOR_EXTENT, Accesses, accesses_of, exact_lanes, extent_of, largest_divisor
 from .spatial_nest import parallel_outer
 
 ROWS_SHARING_LOADS = 4
-"""Outputs along a second axis that reuse one loaded vector (the output channels of a convolution)."""
+"""Outputs along a second axis that reuse one loaded vector (a convolution's output channels); half with 16 registers."""
+
+VECTORS_SHARING_WEIGHTS = 7
+"""Vectors of one output row that share a weight: with `ROWS_SHARING_LOADS` at most 28 accumulators."""
 
 
 def schedule_reduction(sch: s_tir.Schedule, block: Any, target: Target) -> None:
@@ -97,14 +100,18 @@ def _vector_over_output(
     inner: list[Any] = []
     shared = _sharing_loop(accesses, variables, extents, spatial, column)
     if shared is not None:
-        coarse, fine = sch.split(loops[shared], [None, largest_divisor(extents[shared], ROWS_SHARING_LOADS)])
+        rows = ROWS_SHARING_LOADS if vector_bits(target) >= 512 else ROWS_SHARING_LOADS // 2
+        coarse, fine = sch.split(loops[shared], [None, largest_divisor(extents[shared], rows)])
         outer[[i for i in spatial if i != column].index(shared)] = coarse
         inner.append(fine)
+    power = next((n for n in (lanes, lanes // 2, lanes // 4) if n >= 4 and size % n == 0), 0)
     vector = size if size <= MAX_VECTOR_EXTENT else exact_lanes(size, lanes)
+    if shared is not None and power:
+        vector = power  # other widths are assembled from pieces at every load
     across = loops[column]
     if vector > 1:
         count = size // vector
-        vectors = largest_divisor(count, 2 if shared is not None else 4)
+        vectors = largest_divisor(count, VECTORS_SHARING_WEIGHTS if shared is not None else 4)
         coarse, fine, across = sch.split(across, [None, vectors, vector])
         outer.append(coarse)
         inner.append(fine)

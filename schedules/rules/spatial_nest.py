@@ -13,11 +13,11 @@ from tvm_sparse.schedules.cpu_target import cores_of
 
 from .base import CALL_WORK, MAX_VECTOR_EXTENT, PARALLEL_MIN_WORK, Accesses, accesses_of, extent_of, largest_divisor
 
-TILE = 16
-"""Elements of a cache line; a transpose walks tiles of this many lines."""
+TRANSPOSE_TILE = 8
+"""Side of the square a transpose walks: its lines often share one cache set, and must fit the ways of it."""
 
-WAYS = 8
-"""Lines a cache set holds; the lines of a transposing row often fall into one set (a power-of-two stride)."""
+MAX_REPEATS = 8
+"""Copies of one loaded element that are unrolled (upsampling by this factor)."""
 
 
 def flat_start(accesses: Accesses, variables: list[Any], extents: list[int], end: int | None = None) -> int:
@@ -86,8 +86,8 @@ def schedule_spatial(sch: s_tir.Schedule, block: Any, target: Target) -> None:
     crossing = _crossing_loop(accesses, variables, extents, last)
     repeat = _repeats(accesses, variables[last], extents[last])
     if crossing is not None:
-        across, across_in = sch.split(loops[crossing], [None, largest_divisor(extents[crossing], TILE)])
-        along, along_in = sch.split(loops[last], [None, largest_divisor(extents[last], WAYS)])
+        across, across_in = sch.split(loops[crossing], [None, largest_divisor(extents[crossing], TRANSPOSE_TILE)])
+        along, along_in = sch.split(loops[last], [None, largest_divisor(extents[last], TRANSPOSE_TILE)])
         sch.reorder(*loops[:crossing], across, *loops[crossing + 1 : last], along, across_in, along_in)
         outer = [*loops[:crossing], across, *loops[crossing + 1 : last], along]
     elif repeat > 1:
@@ -106,7 +106,7 @@ def _repeats(accesses: Accesses, variable: Any, extent: int) -> int:
 
     for offset in accesses.offsets:
         tvm_ffi.structural_walk(offset, (tirx.FloorDiv, on_division), order="pre")
-    return factors[0] if len(set(factors)) == 1 and extent % factors[0] == 0 and factors[0] <= TILE else 1
+    return factors[0] if len(set(factors)) == 1 and extent % factors[0] == 0 and factors[0] <= MAX_REPEATS else 1
 
 
 def _crossing_loop(accesses: Accesses, variables: list[Any], extents: list[int], last: int) -> int | None:

@@ -83,9 +83,7 @@ def test_depthwise(g: Geometry) -> None:
 @given(geometries(), st.sampled_from(["max", "avg"]))
 def test_pooling(g: Geometry, kind: str) -> None:
     x = te.placeholder((g.n, g.c, g.h, g.w), name="x")
-    y = topi.nn.pool2d(
-        x, (g.r, g.s), g.stride, g.dilation, g.padding, kind, layout="NCHW", count_include_pad=True
-    )
+    y = topi.nn.pool2d(x, (g.r, g.s), g.stride, g.dilation, g.padding, kind, layout="NCHW", count_include_pad=True)
     array = np.random.default_rng(2).standard_normal((g.n, g.c, g.h, g.w)).astype("float32")
     (result,) = run_prim_func(scheduled(te.create_prim_func([x, y])), cpu_target(), [array])
     lowest = float(np.finfo("float32").min)
