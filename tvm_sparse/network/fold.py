@@ -65,7 +65,7 @@ class _Folder(relax.PyExprMutator):
             weight = (weight * affine.scale[:, None, None, None]).astype(weight.dtype)
         result = relax.op.nn.conv2d(
             self.visit_expr(source),
-            relax.const(weight),
+            relax.const(weight, str(weight.dtype)),
             strides=[int(stride) for stride in attrs.strides],
             padding=padding,
             dilation=[int(step) for step in attrs.dilation],
@@ -74,7 +74,7 @@ class _Folder(relax.PyExprMutator):
         )
         if affine.folded:
             shift = affine.shift.astype(str(affine.conv.ty.dtype)).reshape(1, -1, 1, 1)
-            result = relax.op.add(self.builder_.emit(result), relax.const(shift))
+            result = relax.op.add(self.builder_.emit(result), relax.const(shift, str(shift.dtype)))
         return result
 
     def _affine(self, expr: Any) -> _Affine | None:

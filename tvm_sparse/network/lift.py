@@ -63,17 +63,18 @@ class _Lifter(relax.PyExprMutator):
         if not is_constant(expr):
             return None
         array = expr.value.numpy()
-        return relax.const(array[..., None, :]) if array.ndim >= 2 else expr
+        return relax.const(array[..., None, :], str(array.dtype)) if array.ndim >= 2 else expr
 
     def _conv2d(self, call: relax.Call) -> relax.Call:
         attrs = call.attrs
+        weight = call.args[1].value.numpy()
         left, right = (int(pad) for pad in attrs.padding)
         data = self._lifted(call.args[0])
         if data is None:
             data = self.builder_.emit(relax.op.expand_dims(call.args[0], _HEIGHT))
         return relax.op.nn.conv2d(
             data,
-            relax.const(call.args[1].value.numpy()[:, :, None, :]),
+            relax.const(weight[:, :, None, :], str(weight.dtype)),
             strides=[1, int(attrs.strides[0])],
             padding=[0, left, 0, right],
             dilation=[1, int(attrs.dilation[0])],
