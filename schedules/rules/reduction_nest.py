@@ -14,7 +14,7 @@ from .base import MAX_VECTOR_EXTENT, Accesses, accesses_of, exact_lanes, extent_
 from .spatial_nest import parallel_outer
 
 ROWS_SHARING_LOADS = 4
-"""Outputs along a second axis that reuse one loaded vector (output channels of a convolution); half with 16 registers."""
+"""Outputs along a second axis that reuse one loaded vector (a convolution's channels); half with 16 registers."""
 
 VECTORS_SHARING_WEIGHTS = 7
 """Vectors of one output row that share a weight: with `ROWS_SHARING_LOADS` at most 28 accumulators."""
