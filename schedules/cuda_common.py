@@ -173,14 +173,14 @@ def cut_output(sch: s_tir.Schedule, tiling: Tiling, knobs: Knobs) -> tuple[Any, 
     return sch.fuse(i, g, ty, tx, k_outer), {**inside, "pixel_row": pixel_row, "pixel_col": pixel_col}
 
 
-def sum_nonzeros(sch: s_tir.Schedule, lane: Any, pad_to: int, threads: dict[str, int]) -> Any:
-    """Compute "part" in registers below the loop `lane`, its "tile" staged in shared memory chunk by chunk.
+def sum_nonzeros(sch: s_tir.Schedule, loop: Any, pad_to: int, threads: dict[str, int]) -> Any:
+    """Compute "part" in registers below `loop`, its "tile" staged in shared memory chunk by chunk.
 
     Parameters
     ----------
-    lane : innermost loop over threads of a consumer of "part"; the loops over what shares a tile are bound already
+    loop : innermost loop of a consumer of "part" that is bound to threads, those over the lanes of a warp excepted
     pad_to : nonzeros a step
-    threads : the thread axes of a block and their extents, outermost first; all of them copy the tile
+    threads : the thread axes of a block and their extents, lanes last; all of them copy the tile
 
     Returns
     -------
@@ -188,21 +188,22 @@ def sum_nonzeros(sch: s_tir.Schedule, lane: Any, pad_to: int, threads: dict[str,
         The loop over chunks, for `set_to_zero` once all threads are bound.
     """
     tile, part = sch.get_sblock("tile"), sch.get_sblock("part")
-    sch.compute_at(part, lane, preserve_unit_loops=True)
-    *outer, image, split, kb, v, _, _, pixel, _, c, j = sch.get_loops(part)
+    sch.compute_at(part, loop, preserve_unit_loops=True)
+    *outer, image, split, kb, v, _, _, pixel, lane, c, j = sch.get_loops(part)
     step, nonzero = sch.split(j, [None, pad_to])
-    sch.reorder(c, kb, step, nonzero, v, pixel)
+    sch.reorder(lane, c, kb, step, nonzero, v, pixel)
+    sch.bind(lane, "threadIdx.x")
 
     sch.set_scope(tile, 0, "shared.dyn")
     sch.compute_at(tile, c, preserve_unit_loops=True)
-    copied = sch.get_loops(tile)[len([*outer, image, split, c]) :]
+    copied = sch.get_loops(tile)[len([*outer, image, split, lane, c]) :]
     _, *axes = sch.split(sch.fuse(*copied), [None, *threads.values()])
     for axis, name in zip(axes, threads, strict=True):
         sch.bind(axis, name)
 
     mark_row_length(sch, step)
-    for loop in (kb, nonzero, v, pixel):
-        sch.unroll(loop)
+    for inner in (kb, nonzero, v, pixel):
+        sch.unroll(inner)
     return c
 
 

@@ -22,6 +22,7 @@ from tvm_sparse.compute.geometry import Tiling
 from tvm_sparse.schedules import cuda_common as common
 from tvm_sparse.schedules.base import Knobs, Template, closest_divisor
 from tvm_sparse.schedules.primitives import bind_row_length, declare_whole_read
+from tvm_sparse.schedules.registers import keep_own_lane
 from tvm_sparse.workload import ConvWorkload
 
 #: Shared memory of a tile, small enough that several blocks share a multiprocessor.
@@ -81,15 +82,16 @@ class CudaPixel(Template):
         common.check_block(workload, target, knobs, warps, self.shared_bytes(tiling, knobs))
         sch = s_tir.Schedule(conv.prim_func())
         declare_whole_read(sch, sch.get_sblock("part"), "tile")
+        declare_whole_read(sch, sch.get_sblock("out"), "part", dims=2)
         sch.set_scope(sch.get_sblock("part"), 0, "local")
         block, inside = common.cut_output(sch, tiling, knobs)
         warp, lane_row, lane_col, *own = inside.values()
         sch.bind(block, "blockIdx.x")
         sch.bind(warp, "threadIdx.y")
         axes = {"threadIdx.y": warps, "threadIdx.x": common.WARP}
-        chunk = common.sum_nonzeros(sch, lane_col, int(knobs["pad_to"]), axes)
+        chunk = common.sum_nonzeros(sch, warp, int(knobs["pad_to"]), axes)
         sch.bind(sch.fuse(lane_row, lane_col), "threadIdx.x")
         common.set_to_zero(sch, "part", chunk)
         for loop in own:
             sch.unroll(loop)
-        return bind_row_length(sch.mod["main"])
+        return keep_own_lane(bind_row_length(sch.mod["main"]), "part_local")

@@ -19,6 +19,7 @@ from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import cuda_common as common
 from tvm_sparse.schedules.base import Knobs, Template
 from tvm_sparse.schedules.primitives import bind_row_length, declare_whole_read
+from tvm_sparse.schedules.registers import keep_own_lane
 from tvm_sparse.workload import ConvWorkload
 
 #: Shared memory of the tiles of one block.
@@ -94,7 +95,7 @@ class CudaPixelNonzero(Template):
         declare_whole_read(sch, sch.get_sblock("part"), "tile")
         stored = sch.cache_write(sch.get_sblock("part"), 0, "local")
         (_split_over_warps if over_warps else _split_over_blocks)(sch, stored, tiling, knobs)
-        return bind_row_length(sch.mod["main"])
+        return keep_own_lane(bind_row_length(sch.mod["main"]), "part_local")
 
 
 def _sums(knobs: Knobs) -> int:
@@ -111,6 +112,7 @@ def _split_over_warps(sch: s_tir.Schedule, stored: Any, tiling: Tiling, knobs: K
     warp, lane_row, lane_col, *own = inside.values()
     sch.bind(block, "blockIdx.x")
     sch.compute_at(total, block, preserve_unit_loops=True)
+    declare_whole_read(sch, total, "part", dims=2)
     sch.compute_at(stored, block, preserve_unit_loops=True)
     sch.set_scope(stored, 0, "shared.dyn")
 
@@ -119,7 +121,7 @@ def _split_over_warps(sch: s_tir.Schedule, stored: Any, tiling: Tiling, knobs: K
     sch.reorder(part_warp, split, part_lane, kb, v, pixel)
     for loop, axis in zip((part_warp, split, part_lane), axes, strict=True):
         sch.bind(loop, axis)
-    chunk = common.sum_nonzeros(sch, part_lane, int(knobs["pad_to"]), axes)
+    chunk = common.sum_nonzeros(sch, split, int(knobs["pad_to"]), axes)
     for loop in (kb, v, pixel):
         sch.unroll(loop)
 
@@ -142,7 +144,7 @@ def _split_over_blocks(sch: s_tir.Schedule, stored: Any, tiling: Tiling, knobs: 
     sch.bind(sch.fuse(i, split, ty, tx, kb_outer), "blockIdx.x")
     for loop, axis in zip((warp, lane), axes, strict=True):
         sch.bind(loop, axis)
-    chunk = common.sum_nonzeros(sch, lane, int(knobs["pad_to"]), axes)
+    chunk = common.sum_nonzeros(sch, warp, int(knobs["pad_to"]), axes)
     for loop in (kb, v, pixel):
         sch.unroll(loop)
 

@@ -57,12 +57,14 @@ class Fallback(Template):
         i, k, p, q = sch.get_loops(out)
         if target.kind.name == "llvm":
             sch.parallel(sch.fuse(i, k))
-            element = q
+            sch.compute_at(part, q, preserve_unit_loops=True)
         else:
-            block, element = sch.split(sch.fuse(i, k, p, q), [None, int(knobs["threads"])])
+            element = sch.fuse(i, k, p, q)
+            sch.compute_at(part, element, preserve_unit_loops=True)
+            # Split after compute_at, so that the test for the last block guards both blocks.
+            block, thread = sch.split(element, [None, int(knobs["threads"])])
             sch.bind(block, "blockIdx.x")
-            sch.bind(element, "threadIdx.x")
-        sch.compute_at(part, element, preserve_unit_loops=True)
+            sch.bind(thread, "threadIdx.x")
         sch.set_scope(part, 0, "local")
         c, j = sch.get_loops(part)[-2:]
         mark_row_length(sch, j)

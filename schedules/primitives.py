@@ -12,18 +12,19 @@ from tvm.s_tir.schedule import _ffi_api as schedule_ffi
 ROW_LENGTH = "row_length"
 
 
-def declare_whole_read(sch: s_tir.Schedule, block: Any, buffer: str) -> None:
-    """State that `block` may read `buffer` over the whole of its last dimension, and elsewhere as s_tir found.
+def declare_whole_read(sch: s_tir.Schedule, block: Any, buffer: str, dims: int = 1) -> None:
+    """State that `block` may read `buffer` over the whole of its last dimensions, and elsewhere as s_tir found.
 
     Needed where the last index is read from memory (the tile of direct_conv2d), which s_tir cannot bound, and where a
-    tighter bound would break vectors (its pixels). The Python wrapper of this call is broken in TVM 0.27.
+    tighter bound would break vectors or threads (its pixels). The Python wrapper of this call is broken in TVM 0.27.
     """
     reads = list(sch.get(block).reads)
     index = next(i for i, read in enumerate(reads) if read.source.name == buffer)
     bounds: list[Any] = []
-    for dim in reads[index].region[:-1]:
+    for dim in reads[index].region[:-dims]:
         bounds += [dim.min, dim.min + dim.extent]
-    bounds += [tirx.const(0, "int32"), reads[index].source.shape[-1]]
+    for extent in reads[index].source.shape[-dims:]:
+        bounds += [tirx.const(0, "int32"), extent]
     iters = [iter_var.var for iter_var in sch.get(block).iter_vars]
     schedule_ffi.ScheduleAnnotateBufferAccess(sch, block, index, 0, tirx.IndexMap(iters, bounds, None))
 
@@ -43,8 +44,10 @@ def bind_row_length(func: tirx.PrimFunc) -> tirx.PrimFunc:
         if ROW_LENGTH not in loop.annotations:
             return loop
         counts: list[Any] = []
+        predicates: list[Any] = []
 
         def find_count(realize: s_tir.SBlockRealize) -> None:
+            predicates.append(realize.predicate)
             bound = [(it.var, value) for it, value in zip(realize.block.iter_vars, realize.iter_values, strict=True)]
 
             def bind(var: tirx.Var) -> Any:
@@ -58,9 +61,15 @@ def bind_row_length(func: tirx.PrimFunc) -> tirx.PrimFunc:
 
         tvm_ffi.structural_walk(loop.body, (s_tir.SBlockRealize, find_count), order="pre")
         body = tvm_ffi.structural_map(loop.body, (tvm.ir.Call, _drop_predicate), order="post")
-        return tirx.For(loop.loop_var, loop.min, counts[0], loop.kind, body, loop.thread_binding, {})
+        # A thread that is switched off has no row to take the length of.
+        length = tirx.if_then_else(predicates[0], counts[0], 0) if not _is_true(predicates[0]) else counts[0]
+        return tirx.For(loop.loop_var, loop.min, length, loop.kind, body, loop.thread_binding, {})
 
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, rewrite), order="post"))
+
+
+def _is_true(predicate: Any) -> bool:
+    return isinstance(predicate, tirx.IntImm) and bool(predicate.value)
 
 
 def _is_length_test(call: tvm.ir.Call) -> bool:

@@ -1,0 +1,55 @@
+"""Sums of a warp kept in the registers of its own threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+
+
+def keep_own_lane(func: tirx.PrimFunc, buffer: str) -> tirx.PrimFunc:
+    """Drop the last dimension, the lanes of a warp, from a thread-local buffer whose every access is to the own lane.
+
+    The loops over lanes of its producer and its consumer are bound to the same threads, each on its own, which hides
+    from TVM 0.27 that a thread needs one lane only: it would give each thread all of them, in slow memory.
+    """
+    found: list[Any] = []
+    tvm_ffi.structural_walk(
+        func.body,
+        (s_tir.SBlock, lambda block: found.extend(b for b in block.alloc_buffers if b.name == buffer)),
+        order="pre",
+    )
+    (whole,) = found
+    own = tirx.decl_buffer((*whole.shape[:-1], 1), whole.dtype, whole.name, scope=whole.scope())
+
+    def lane_zero(indices: Any) -> list[Any]:
+        return [*list(indices)[:-1], 0]
+
+    def load(node: tvm.ir.TensorLoad) -> Any:
+        return tirx.BufferLoad(own, lane_zero(node.indices)) if node.source.same_as(whole) else node
+
+    def store(node: tirx.BufferStore) -> Any:
+        return tirx.BufferStore(own, node.value, lane_zero(node.indices)) if node.buffer.same_as(whole) else node
+
+    def region(node: Any) -> Any:
+        if not node.source.same_as(whole):
+            return node
+        return tirx.BufferRegion(own, [*list(node.region)[:-1], tvm.ir.Range(0, 1)])
+
+    def block(node: s_tir.SBlock) -> s_tir.SBlock:
+        return s_tir.SBlock(
+            node.iter_vars,
+            [region(read) for read in node.reads],
+            [region(write) for write in node.writes],
+            node.name_hint,
+            node.body,
+            node.init,
+            [own if b.same_as(whole) else b for b in node.alloc_buffers],
+            node.match_buffers,
+            node.annotations,
+        )
+
+    rewrites = [(tvm.ir.TensorLoad, load), (tirx.BufferStore, store), (s_tir.SBlock, block)]
+    return func.with_body(tvm_ffi.structural_map(func.body, rewrites, order="post"))
