@@ -24,6 +24,7 @@ from tvm_sparse.compute.geometry import Tiling
 from tvm_sparse.schedules.base import Knobs, Template, closest_divisor
 from tvm_sparse.schedules.cpu_target import cores_of, lanes_of
 from tvm_sparse.schedules.primitives import bind_row_length, declare_whole_read, mark_row_length
+from tvm_sparse.schedules.rules.cpu_math import vectorizable_math
 from tvm_sparse.workload import ConvWorkload
 
 #: What a tile's input may take of the first-level cache, in bytes.
@@ -123,7 +124,7 @@ class CpuVector(Template):
             t, lane = sch.split(sum_f, [None, width])
             _keep_in_registers(sch, [sum_v, t, lane])
             _keep_in_registers(sch, sch.get_loops(sch.decompose_reduction(total, chunk))[-5:])
-        return bind_row_length(sch.mod["main"])
+        return vectorizable_math(bind_row_length(sch.mod["main"]))
 
 
 def _layout(workload: ConvWorkload, rows: int, cols: int, width: int) -> str:
