@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from benchmarks.interleave import Timing, interleave, paired_ratio
 
 
@@ -26,5 +24,5 @@ def test_candidates_take_turns(monkeypatch):
 
 def test_a_slower_callable_takes_longer():
     timings = interleave({"slow": lambda: time.sleep(0.02), "fast": lambda: None}, rounds=3)
-    assert timings["slow"].min_ms >= pytest.approx(20, rel=0.1)
+    assert timings["slow"].min_ms > 18
     assert paired_ratio(timings["slow"], timings["fast"]) > 10
