@@ -157,8 +157,7 @@ def direct_conv2d(tiling: Tiling, packed: PackedFilter) -> DirectConv:
     residual = te.placeholder(out_shape, dtype, name="residual") if epilogue.residual else None
 
     def output(i: Any, k: Any, p: Any, q: Any) -> Any:
-        f = p % tiling.rows * tiling.cols + q % tiling.cols
-        at = (k // vector, k % vector, p // tiling.rows, q // tiling.cols, *tiling.pixel_index(f))
+        at = (k // vector, k % vector, p // tiling.rows, q // tiling.cols, *tiling.pixel_index(p, q))
         y = total[(i, *at)] if tiling.splits > 1 else part[(i, 0, *at)]
         if bias is not None:
             y = y + bias[k].astype("float32")

@@ -51,8 +51,8 @@ class Tiling:
             raise InputError(f"unknown tile layout {self.layout!r}: choose one of {', '.join(LAYOUTS)}")
         if min(self.rows, self.cols, self.channels, self.splits, self.pitch) < 1:
             raise InputError(f"{self}: every size is 1 or more")
-        if self.lanes and self.pixels % self.lanes:
-            raise InputError(f"{self}: {self.pixels} pixels are no multiple of {self.lanes} lanes")
+        if self.lanes and (self.pixels % self.lanes or (self.cols % self.lanes and self.lanes % self.cols)):
+            raise InputError(f"{self}: pixels in rows of {self.cols} do not lie evenly on {self.lanes} lanes")
 
     @property
     def chunks(self) -> int:
@@ -69,9 +69,15 @@ class Tiling:
     def pixels(self) -> int:
         return self.rows * self.cols
 
-    def pixel_index(self, f: Any) -> tuple[Any, ...]:
-        """Index of pixel f in the pixel dimensions of a partial sum."""
-        return (f // self.lanes, f % self.lanes) if self.lanes else (f,)
+    def pixel_index(self, p: Any, q: Any) -> tuple[Any, ...]:
+        """Where output pixel (p, q) stands in the pixel dimensions of a partial sum of its tile."""
+        if not self.lanes:
+            return (p % self.rows * self.cols + q % self.cols,)
+        # (f // lanes, f % lanes) in the form whose bounds s_tir can see.
+        if self.cols > self.lanes:
+            return p % self.rows * (self.cols // self.lanes) + q % self.cols // self.lanes, q % self.lanes
+        together = self.lanes // self.cols
+        return p % self.rows // together, p % together * self.cols + q % self.cols
 
     def flat_pixel(self, index: tuple[Any, ...]) -> Any:
         """The inverse of `pixel_index`."""
