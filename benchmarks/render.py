@@ -56,7 +56,8 @@ def _conditions(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {packages[name]}" for name in ("apache-tvm", "onnxruntime") if packages.get(name))
     return (
         f"Batch {first['batch']}, {first['threads']} threads, {environment['cpu']}; {versions}; commit "
-        f"{environment['commit']}. Medians; the ratio is the median of {first['rounds']} interleaved pairs in one process."
+        f"{environment['commit']}. Medians; the ratio is the median of {first['rounds']} interleaved pairs in one "
+        "process."
     )
 
 

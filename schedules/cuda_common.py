@@ -152,6 +152,8 @@ def check_block(workload: ConvWorkload, target: Target, knobs: Knobs, warps: int
     for what, (needed, allowed) in limits.items():
         if needed > allowed:
             raise InputError(f"{workload}: knobs {dict(knobs)}: {needed} {what}, {allowed} at most")
+    if channels >= 2 * workload.k_per_group and channels > vector_of(knobs):
+        raise InputError(f"{workload}: knobs {dict(knobs)}: half a block's {channels} channels would be idle")
     if workload.groups > 1 and workload.k_per_group % channels:
         raise InputError(f"{workload}: knobs {dict(knobs)}: a block of {channels} channels reaches over two groups")
 

@@ -11,14 +11,13 @@ from tvm.s_tir.dlight import ScheduleRule
 from tvm.target import Target
 
 from tvm_sparse.errors import CompileError
-
-from .base import restore
-from .cpu_elementwise import Elementwise
-from .cpu_fallback import Fallback
-from .cpu_linear import Linear
-from .cpu_math import vectorizable_math
-from .cpu_window import WindowRule
-from .lowering import lowers
+from tvm_sparse.schedules.rules.base import restore
+from tvm_sparse.schedules.rules.cpu_elementwise import Elementwise
+from tvm_sparse.schedules.rules.cpu_fallback import Fallback
+from tvm_sparse.schedules.rules.cpu_linear import Linear
+from tvm_sparse.schedules.rules.cpu_math import vectorizable_math
+from tvm_sparse.schedules.rules.cpu_window import WindowRule
+from tvm_sparse.schedules.rules.lowering import lowers
 
 __all__ = ["apply_rules"]
 
@@ -59,7 +58,7 @@ def apply_rules(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
 def rules_for(target: Target) -> list[ScheduleRule]:
     """The rules of a target, in the order they are tried."""
     if target.kind.name == "cuda":
-        from .cuda import cuda_rules
+        from tvm_sparse.schedules.rules.cuda import cuda_rules
 
         return cuda_rules()
     return [Elementwise(), WindowRule(), Linear(), Fallback()]

@@ -6,9 +6,9 @@ from tvm import s_tir, tirx
 from tvm.s_tir.dlight import ScheduleRule
 from tvm.target import Target
 
-from .base import inline_injective, inspect
-from .simplify import simplify_blocks
-from .spatial_nest import schedule_spatial
+from tvm_sparse.schedules.rules.base import inline_injective, inspect
+from tvm_sparse.schedules.rules.simplify import simplify_blocks
+from tvm_sparse.schedules.rules.spatial_nest import schedule_spatial
 
 
 class Elementwise(ScheduleRule):

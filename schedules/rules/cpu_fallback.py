@@ -11,9 +11,9 @@ from tvm import s_tir, tirx
 from tvm.s_tir.dlight import ScheduleRule
 from tvm.target import Target
 
-from .base import inline_injective, inspect
-from .reduction_nest import schedule_reduction
-from .spatial_nest import schedule_spatial
+from tvm_sparse.schedules.rules.base import inline_injective, inspect
+from tvm_sparse.schedules.rules.reduction_nest import schedule_reduction
+from tvm_sparse.schedules.rules.spatial_nest import schedule_spatial
 
 logger = logging.getLogger(__name__)
 

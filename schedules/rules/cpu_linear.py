@@ -11,10 +11,16 @@ from tvm.s_tir.dlight import ScheduleRule
 from tvm.target import Target
 
 from tvm_sparse.schedules.cpu_target import cores_of, lanes_of, vector_bits
-
-from .base import PARALLEL_MIN_WORK, accesses_of, exact_lanes, inline_injective, inspect, largest_divisor
-from .spatial_nest import schedule_spatial
-from .window_pattern import loads_in
+from tvm_sparse.schedules.rules.base import (
+    PARALLEL_MIN_WORK,
+    accesses_of,
+    exact_lanes,
+    inline_injective,
+    inspect,
+    largest_divisor,
+)
+from tvm_sparse.schedules.rules.spatial_nest import schedule_spatial
+from tvm_sparse.schedules.rules.window_pattern import loads_in
 
 STREAMED_ROWS = 8
 """Rows of the weight read together, so that an accumulator is loaded and stored once for all of them."""

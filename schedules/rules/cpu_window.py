@@ -16,9 +16,8 @@ from tvm.s_tir.dlight import ScheduleRule
 from tvm.target import Target
 
 from tvm_sparse.schedules.cpu_target import lanes_of
-
-from .base import MAX_VECTOR_EXTENT, PARALLEL_MIN_WORK, restore
-from .window_pattern import Window, match_window
+from tvm_sparse.schedules.rules.base import MAX_VECTOR_EXTENT, PARALLEL_MIN_WORK, restore
+from tvm_sparse.schedules.rules.window_pattern import Window, match_window
 
 MAX_UNROLLED_TAPS = 256
 """Taps times rows unrolled in one body; beyond that the compile time and the instruction cache suffer."""

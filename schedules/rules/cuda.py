@@ -6,7 +6,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir.dlight import ScheduleRule, gpu
 from tvm.target import Target
 
-from .window_pattern import match_window
+from tvm_sparse.schedules.rules.window_pattern import match_window
 
 BLOCK_THREADS = 256
 

@@ -9,9 +9,15 @@ from tvm import s_tir, tirx
 from tvm.target import Target
 
 from tvm_sparse.schedules.cpu_target import lanes_of, vector_bits
-
-from .base import MAX_VECTOR_EXTENT, Accesses, accesses_of, exact_lanes, extent_of, largest_divisor
-from .spatial_nest import parallel_outer
+from tvm_sparse.schedules.rules.base import (
+    MAX_VECTOR_EXTENT,
+    Accesses,
+    accesses_of,
+    exact_lanes,
+    extent_of,
+    largest_divisor,
+)
+from tvm_sparse.schedules.rules.spatial_nest import parallel_outer
 
 ROWS_SHARING_LOADS = 4
 """Outputs along a second axis that reuse one loaded vector (a convolution's channels); half with 16 registers."""

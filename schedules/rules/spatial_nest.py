@@ -10,8 +10,15 @@ from tvm import s_tir, tirx
 from tvm.target import Target
 
 from tvm_sparse.schedules.cpu_target import cores_of
-
-from .base import CALL_WORK, MAX_VECTOR_EXTENT, PARALLEL_MIN_WORK, Accesses, accesses_of, extent_of, largest_divisor
+from tvm_sparse.schedules.rules.base import (
+    CALL_WORK,
+    MAX_VECTOR_EXTENT,
+    PARALLEL_MIN_WORK,
+    Accesses,
+    accesses_of,
+    extent_of,
+    largest_divisor,
+)
 
 TRANSPOSE_TILE = 8
 """Side of the square a transpose walks: its lines often share one cache set, and must fit the ways of it."""

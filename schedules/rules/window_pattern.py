@@ -9,7 +9,7 @@ from typing import Any
 import tvm_ffi
 from tvm import ir, s_tir, sym, te, tirx
 
-from .base import inline_injective, inspect_raw
+from tvm_sparse.schedules.rules.base import inline_injective, inspect_raw
 
 REDUCERS: dict[type, Callable[..., Any]] = {tirx.Add: te.sum, tirx.Max: te.max, tirx.Min: te.min}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ..errors import CompileError
+from tvm_sparse.errors import CompileError
 
 MAX_SHARED_MEMORY_BYTES = {
     "sm_75": 65536,

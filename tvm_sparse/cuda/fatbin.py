@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .archs import sm_number
+from tvm_sparse.cuda.archs import sm_number
 
 _HEADER = struct.Struct("<IHHQ")  # magic, version, header bytes, payload bytes
 _MAGIC = 0xBA55ED50

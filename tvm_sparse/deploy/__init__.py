@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .environment import collect_env
-    from .library import ExportReport, export_library, make_metadata
-    from .metadata import Metadata, TensorSpec
-    from .runtime import Network, load
-    from .timing import BenchResult, bench
-    from .trailer import read_metadata
+    from tvm_sparse.deploy.environment import collect_env
+    from tvm_sparse.deploy.library import ExportReport, export_library, make_metadata
+    from tvm_sparse.deploy.metadata import Metadata, TensorSpec
+    from tvm_sparse.deploy.runtime import Network, load
+    from tvm_sparse.deploy.timing import BenchResult, bench
+    from tvm_sparse.deploy.trailer import read_metadata
 
 _HOMES = {
     "BenchResult": "timing",

@@ -12,8 +12,8 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cuda.fatbin import Fatbin
-from ..errors import CompileError
+from tvm_sparse.cuda.fatbin import Fatbin
+from tvm_sparse.errors import CompileError
 
 _SECTION = struct.Struct("<IIQQQQIIQQ")  # name, type, flags, address, offset, size, link, info, align, entry size
 _PROGBITS, _ALLOC = 1, 2

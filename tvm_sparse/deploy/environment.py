@@ -9,8 +9,8 @@ import shutil
 import subprocess
 from typing import Any
 
-from ..cuda.paths import CUDART_SONAME, find_library, find_nvcc
-from .machine import cpu_features, cpu_model, default_threads, usable_cpus
+from tvm_sparse.cuda.paths import CUDART_SONAME, find_library, find_nvcc
+from tvm_sparse.deploy.machine import cpu_features, cpu_model, default_threads, usable_cpus
 
 _PACKAGES = (
     "tvm-sparse",

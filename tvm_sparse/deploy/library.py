@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cuda.archs import sm_number
-from ..cuda.fatbin import find_fatbins
-from ..errors import CompileError, OutputError
-from ..files import replacing
-from .elf import add_fatbin_sections
-from .machine import cpuinfo_names
-from .metadata import Metadata, TensorSpec
-from .trailer import append_trailer
+from tvm_sparse.cuda.archs import sm_number
+from tvm_sparse.cuda.fatbin import find_fatbins
+from tvm_sparse.deploy.elf import add_fatbin_sections
+from tvm_sparse.deploy.machine import cpuinfo_names
+from tvm_sparse.deploy.metadata import Metadata, TensorSpec
+from tvm_sparse.deploy.trailer import append_trailer
+from tvm_sparse.errors import CompileError, OutputError
+from tvm_sparse.files import replacing
 
 _PACKAGES = ("tvm-sparse", "apache-tvm", "apache-tvm-ffi")
 

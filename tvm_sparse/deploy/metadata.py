@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import LibraryError
+from tvm_sparse.errors import LibraryError
 
 FORMAT_VERSION = 1
 

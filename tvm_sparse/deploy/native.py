@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..cuda.paths import CUDART_SONAME, load_cudart
-from ..errors import LibraryError
+from tvm_sparse.cuda.paths import CUDART_SONAME, load_cudart
+from tvm_sparse.errors import LibraryError
 
 RUNTIME_DIR_VARIABLE = "TVM_SPARSE_RUNTIME_DIR"
 _RUNTIME = "libtvm_runtime.so"

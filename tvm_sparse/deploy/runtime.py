@@ -12,15 +12,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ..cuda.archs import runs_on
-from ..cuda.paths import device_capabilities
-from ..errors import InputError, LibraryError
-from . import tensors
-from .machine import cpu_features
-from .metadata import Metadata, TensorSpec
-from .native import load_module, load_runtime
-from .threads import ThreadPool
-from .trailer import read_metadata
+from tvm_sparse.cuda.archs import runs_on
+from tvm_sparse.cuda.paths import device_capabilities
+from tvm_sparse.deploy import tensors
+from tvm_sparse.deploy.machine import cpu_features
+from tvm_sparse.deploy.metadata import Metadata, TensorSpec
+from tvm_sparse.deploy.native import load_module, load_runtime
+from tvm_sparse.deploy.threads import ThreadPool
+from tvm_sparse.deploy.trailer import read_metadata
+from tvm_sparse.errors import InputError, LibraryError
 
 _POOLED_ALLOCATOR = 2
 _CPU = 1

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from .metadata import TensorSpec
+from tvm_sparse.deploy.metadata import TensorSpec
+from tvm_sparse.errors import InputError
 
 ALIGNMENT_BYTES = 64
 DEVICE_TYPES = {"cpu": 1, "cuda": 2}  # as DLPack numbers them

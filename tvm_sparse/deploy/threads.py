@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from ..errors import InputError
-from .machine import default_threads, usable_cpus
+from tvm_sparse.deploy.machine import default_threads, usable_cpus
+from tvm_sparse.errors import InputError
 
 _SHARE_ALL_CPUS = -3  # ThreadGroup::kSpecifyThreadShareAllCore
 _configured = threading.local()

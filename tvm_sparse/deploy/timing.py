@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError
-from . import tensors
-from .environment import collect_env
-from .runtime import Network
+from tvm_sparse.deploy import tensors
+from tvm_sparse.deploy.environment import collect_env
+from tvm_sparse.deploy.runtime import Network
+from tvm_sparse.errors import InputError
 
 
 @dataclass(frozen=True)

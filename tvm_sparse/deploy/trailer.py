@@ -12,8 +12,8 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import LibraryError
-from .metadata import Metadata
+from tvm_sparse.deploy.metadata import Metadata
+from tvm_sparse.errors import LibraryError
 
 _MAGIC = b"TVMSPRS\0"
 _VERSION = 1

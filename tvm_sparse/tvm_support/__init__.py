@@ -5,10 +5,10 @@ Importing this package does not import TVM.
 
 from __future__ import annotations
 
-from .cuda_builds import CudaBuild, check_cuda_modules, cuda_build, cuda_target
-from .cuda_compilers import CudaCompiler, cuda_compiler
-from .cuda_runtime import enable_cuda
-from .release_check import import_tvm
+from tvm_sparse.tvm_support.cuda_builds import CudaBuild, check_cuda_modules, cuda_build, cuda_target
+from tvm_sparse.tvm_support.cuda_compilers import CudaCompiler, cuda_compiler
+from tvm_sparse.tvm_support.cuda_runtime import enable_cuda
+from tvm_sparse.tvm_support.release_check import import_tvm
 
 __all__ = [
     "CudaBuild",

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..cuda.archs import MAX_SHARED_MEMORY_BYTES, parse_archs
-from ..errors import CompileError
-from .cuda_compilers import CudaCompiler, cuda_compiler
-from .cuda_runtime import enable_cuda
-from .release_check import import_tvm
+from tvm_sparse.cuda.archs import MAX_SHARED_MEMORY_BYTES, parse_archs
+from tvm_sparse.errors import CompileError
+from tvm_sparse.tvm_support.cuda_compilers import CudaCompiler, cuda_compiler
+from tvm_sparse.tvm_support.cuda_runtime import enable_cuda
+from tvm_sparse.tvm_support.release_check import import_tvm
 
 _CALLBACK = "tvm_callback_cuda_compile"
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cuda.archs import parse_archs, sm_number
-from ..cuda.fatbin import find_fatbins, pack_fatbin
-from ..cuda.paths import find_library, find_nvcc
-from ..errors import CompileError
+from tvm_sparse.cuda.archs import parse_archs, sm_number
+from tvm_sparse.cuda.fatbin import find_fatbins, pack_fatbin
+from tvm_sparse.cuda.paths import find_library, find_nvcc
+from tvm_sparse.errors import CompileError
 
 MATH_FLAGS = ("--fmad=true", "--prec-div=true", "--prec-sqrt=true", "--ftz=false")
 _NVRTC_SONAME = "libnvrtc.so.13"

@@ -18,9 +18,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from ..cuda.paths import CUDART_SONAME, DRIVER_SONAME, can_load, load_cudart
-from ..errors import CompileError
-from .release_check import import_tvm
+from tvm_sparse.cuda.paths import CUDART_SONAME, DRIVER_SONAME, can_load, load_cudart
+from tvm_sparse.errors import CompileError
+from tvm_sparse.tvm_support.release_check import import_tvm
 
 _DRIVER_FUNCTIONS = (
     "cuDeviceGetName",

@@ -12,8 +12,8 @@ import importlib.metadata
 import threading
 from types import ModuleType
 
-from ..errors import CompileError
-from .thread_pool import widen_thread_pool
+from tvm_sparse.errors import CompileError
+from tvm_sparse.tvm_support.thread_pool import widen_thread_pool
 
 TVM_SERIES = "0.27."
 FFI_SERIES = "0.1.14."
