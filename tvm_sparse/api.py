@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_sparse.errors import VerificationError
+from tvm_sparse.errors import InputError, LibraryError, VerificationError
 from tvm_sparse.verification import Verification, compare
 
 if TYPE_CHECKING:
@@ -117,11 +117,13 @@ def compile(
     from tvm_sparse.targets import make_target
 
     made = make_target(target, arch=arch, mcpu=mcpu, threads=threads)
-    tell("import the model", 0.0)
     from tvm_sparse.network.build import build_network
+    from tvm_sparse.network.decide import check_mode
     from tvm_sparse.network.importer import import_model
     from tvm_sparse.tvm_support import check_cuda_modules, cuda_build
 
+    check_mode(sparse)
+    tell("import the model", 0.0)
     imported = import_model(model, batch=batch, shapes=shapes)
     tell("import the model", 1.0)
     with ExitStack() as stack:
@@ -158,14 +160,26 @@ def verify(model: Model, library: str | Path, *, tolerance: float = 1e-4, seed: 
     Raises
     ------
     ModelError, LibraryError
-        When either cannot be loaded, or the library was not compiled from a model with these inputs.
+        When either cannot be loaded, or the library was compiled from a model with other inputs or outputs.
     """
     from tvm_sparse.deploy import load
     from tvm_sparse.network.importer import import_model
 
     network = load(library)
-    shapes = {spec.name: spec.shape for spec in network.inputs}
-    return compare(import_model(model, shapes=shapes), network, tolerance=tolerance, seed=seed)
+    try:
+        imported = import_model(model, shapes={spec.name: spec.shape for spec in network.inputs})
+    except InputError as error:
+        raise LibraryError(f"{library}: was compiled from another model: {error}") from error
+    for kind in ("inputs", "outputs"):
+        ours, theirs = (
+            ", ".join(f"{spec.name} {spec.dtype} {spec.shape}" for spec in getattr(side, kind))
+            for side in (network, imported)
+        )
+        if ours != theirs:
+            raise LibraryError(
+                f"{library}: was compiled from another model: {kind} {ours}; {imported.name} has {theirs}"
+            )
+    return compare(imported, network, tolerance=tolerance, seed=seed)
 
 
 def _runs_here(target: str, mcpu: str | None) -> bool:

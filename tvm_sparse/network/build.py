@@ -51,6 +51,7 @@ def build_network(model: ImportedModel, target: Target, mode: str, progress: Pro
             ]
         )(module)
         module = apply_rules(module, target)
+        progress("schedule dense operators", 1.0)
         progress("generate code", 0.0)
         executable = tvm.compile(module, target=target, relax_pipeline="default_build")
     progress("generate code", 1.0)

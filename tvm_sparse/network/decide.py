@@ -28,6 +28,18 @@ class Decision:
     reason: str
 
 
+def check_mode(mode: str) -> None:
+    """Refuse a mode that is none, before any long work.
+
+    Raises
+    ------
+    InputError
+        On an unknown mode.
+    """
+    if mode not in MODES:
+        raise InputError(f"unknown mode --sparse {mode}: choose one of {', '.join(MODES)}")
+
+
 def decide(layer: ConvLayer, mode: str) -> Decision:
     """How to run a layer.
 
@@ -40,8 +52,7 @@ def decide(layer: ConvLayer, mode: str) -> Decision:
     InputError
         On an unknown mode.
     """
-    if mode not in MODES:
-        raise InputError(f"unknown mode --sparse {mode}: choose one of {', '.join(MODES)}")
+    check_mode(mode)
     if layer.workload is None:
         return Decision("dense", False, layer.reason)
     if mode == "always":

@@ -180,12 +180,11 @@ def _unsupported(call: relax.Call) -> str:
 def _workload(call: relax.Call, weight: Array) -> ConvWorkload:
     shape = static_shape(call.args[0])
     assert shape is not None
-    pair = {name: tuple(int(v) for v in getattr(call.attrs, name)) for name in ("strides", "padding", "dilation")}
-    n, c, h, w = shape
-    k, _, r, s = weight.shape
-    return ConvWorkload(
-        n, c, h, w, k, r, s, pair["strides"], pair["padding"], pair["dilation"], int(call.attrs.groups), "float32"
-    )  # fmt: skip
+    (n, c, h, w), (k, _, r, s), attrs = shape, weight.shape, call.attrs
+    stride_h, stride_w, dilation_h, dilation_w = (int(step) for step in (*attrs.strides, *attrs.dilation))
+    top, left, bottom, right = (int(pad) for pad in attrs.padding)
+    stride, dilation, padding = (stride_h, stride_w), (dilation_h, dilation_w), (top, left, bottom, right)
+    return ConvWorkload(n, c, h, w, k, r, s, stride, padding, dilation, int(attrs.groups), "float32")
 
 
 def _variables(expr: Any) -> list[relax.Var]:
