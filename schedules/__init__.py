@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm.target import Target
 
 from tvm_sparse.errors import InputError
-from tvm_sparse.schedules.base import Template
+from tvm_sparse.schedules.base import Template, too_large
 from tvm_sparse.schedules.cpu_vector import CpuVector
 from tvm_sparse.schedules.cuda_pixel import CudaPixel
 from tvm_sparse.schedules.cuda_pixel_nonzero import CudaPixelNonzero
@@ -48,8 +48,6 @@ def select(workload: ConvWorkload, density: float, target: Target) -> Template:
     long = density * workload.c_per_group * workload.r * workload.s >= FEW_NONZEROS
     gpu = ("cuda_pixel_nonzero", "cuda_pixel") if few and long else ("cuda_pixel",)
     names = (*{"llvm": ("cpu_vector",), "cuda": gpu}.get(target.kind.name, ()), "fallback")
-    for candidate in map(template, names):
-        reason = candidate.applies(workload, target)
-        if reason is None:
-            return candidate
-    raise InputError(f"{workload}: no template applies: {reason}")
+    if reason := too_large(workload):
+        raise InputError(f"{workload}: no template applies: {reason}")
+    return next(chosen for chosen in map(template, names) if chosen.applies(workload, target) is None)

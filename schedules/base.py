@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from tvm_sparse.workload import ConvWorkload
 
 #: The choices of one schedule: plain values, so that a log can hold them.
 Knobs = Mapping[str, int | str]
+#: Indices are int32, those of a rounded-up last tile or block of threads too.
+MOST_ELEMENTS = 2**31 - 2**20
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Template(ABC):
         """
         if weight.shape != workload.filter_shape:
             raise InputError(f"{workload}: the filter has shape {weight.shape}, expected {workload.filter_shape}")
-        if reason := self.applies(workload, target):
+        if reason := too_large(workload) or self.applies(workload, target):
             raise InputError(f"{workload}: template {self.name} does not apply: {reason}")
         density = float((weight != 0).mean())
         chosen = dict(self.default(workload, density, target) if knobs is None else knobs)
@@ -86,6 +89,18 @@ class Template(ABC):
         # "is_scheduled" keeps dlight off it; pattern 8 (opaque) keeps fusion off it, which would crash (TVM 0.27).
         func = func.with_attr({"tirx.is_scheduled": True, "op_pattern": 8})
         return Kernel(workload, self.name, chosen, func, packed)
+
+
+def too_large(workload: ConvWorkload) -> str | None:
+    """Which array of a workload has more elements than an int32 index can reach, or None."""
+    arrays = {
+        "input": (workload.n, workload.c, workload.h, workload.w),
+        "output": (workload.n, workload.k, workload.p, workload.q),
+    }
+    for name, shape in arrays.items():
+        if math.prod(shape) > MOST_ELEMENTS:
+            return f"the {name} has more than {MOST_ELEMENTS} elements"
+    return None
 
 
 def make_format(weight: NDArray, text: str) -> SparseFilter:

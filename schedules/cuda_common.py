@@ -24,7 +24,7 @@ BANK_BYTES = 4
 DTYPE_BYTES = {"float32": 4, "float16": 2}
 #: Sums a thread may keep in registers, and products the loop over nonzeros is unrolled to: more compile for minutes.
 MOST_SUMS = 128
-MOST_UNROLLED = 512
+MOST_UNROLLED = 256
 #: Output channels of a row block that may share columns.
 VECTORS = (2, 4, 8)
 #: Above this density row blocks of several channels that share every column beat rows of their own nonzeros.

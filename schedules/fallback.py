@@ -10,33 +10,21 @@ tests for the padding. Nothing is shared between elements, so there is nothing t
 
 from __future__ import annotations
 
-import math
-
 from tvm import s_tir, tirx
 from tvm.target import Target
 
 from tvm_sparse.compute.direct_conv import DirectConv
 from tvm_sparse.compute.geometry import Tiling
-from tvm_sparse.schedules.base import Knobs, Template
+from tvm_sparse.schedules.base import Knobs, Template, too_large
 from tvm_sparse.schedules.primitives import bind_row_length, mark_row_length
 from tvm_sparse.workload import ConvWorkload
-
-#: Indices are int32, those of the rounded-up last block of threads too.
-MOST_ELEMENTS = 2**31 - 2**11
 
 
 class Fallback(Template):
     name = "fallback"
 
     def applies(self, workload: ConvWorkload, target: Target) -> str | None:
-        arrays = {
-            "the input": (workload.n, workload.c, workload.h, workload.w),
-            "the output": (workload.n, workload.k, workload.p, workload.q),
-        }
-        for name, shape in arrays.items():
-            if math.prod(shape) > MOST_ELEMENTS:
-                return f"{name} has more than {MOST_ELEMENTS} elements"
-        return None
+        return too_large(workload)
 
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
         if target.kind.name == "llvm":

@@ -62,14 +62,23 @@ def bind_row_length(func: tirx.PrimFunc) -> tirx.PrimFunc:
         tvm_ffi.structural_walk(loop.body, (s_tir.SBlockRealize, find_count), order="pre")
         body = tvm_ffi.structural_map(loop.body, (tvm.ir.Call, _drop_predicate), order="post")
         # A thread that is switched off has no row to take the length of.
-        length = tirx.if_then_else(predicates[0], counts[0], 0) if not _is_true(predicates[0]) else counts[0]
+        length = counts[0]
+        for condition in _outer_conditions(predicates[0], loop):
+            length = tirx.if_then_else(condition, length, 0)
         return tirx.For(loop.loop_var, loop.min, length, loop.kind, body, loop.thread_binding, {})
 
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, rewrite), order="post"))
 
 
-def _is_true(predicate: Any) -> bool:
-    return isinstance(predicate, tirx.IntImm) and bool(predicate.value)
+def _outer_conditions(predicate: Any, loop: tirx.For) -> list[Any]:
+    """The conditions of a conjunction that hold or fail for the whole of a loop."""
+    if isinstance(predicate, tirx.And):
+        return _outer_conditions(predicate.a, loop) + _outer_conditions(predicate.b, loop)
+    inner: list[Any] = [loop.loop_var]
+    used: list[Any] = []
+    tvm_ffi.structural_walk(loop.body, (tirx.For, lambda nested: inner.append(nested.loop_var)), order="pre")
+    tvm_ffi.structural_walk(predicate, (tirx.Var, used.append), order="pre")
+    return [predicate] if used and not any(var.same_as(own) for var in used for own in inner) else []
 
 
 def _is_length_test(call: tvm.ir.Call) -> bool:

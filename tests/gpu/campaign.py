@@ -1,0 +1,185 @@
+"""Random convolutions through every CUDA template on a GPU, held against float64.
+
+    python tests/gpu/campaign.py --cases 100 --seed 0 --json result.json
+
+Every case runs with each template's default knobs, with a drawn format, and with drawn knobs. Each kernel runs twice
+on an output full of NaN: both results must be right and equal, so that a race between threads has two chances to show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.cases import FORMATS, Case, choose_knobs, seeded, seeded_choose
+
+TEMPLATES = ("cuda_pixel", "cuda_pixel_nonzero", "fallback")
+VARIANTS = ("default", "format", "knobs")
+#: Drawn knobs are often too large for a block; this many draws find some that are not.
+DRAWS = 20
+
+
+@dataclass
+class Trial:
+    """One case through one template; `outcome` is ok, wrong, crashed, refused or does not apply."""
+
+    number: int
+    template: str
+    variant: str
+    knobs: dict[str, int | str] = field(default_factory=dict)
+    outcome: str = ""
+    detail: str = ""
+    error: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        # Defaults always fit; formats may reach over groups, knobs over limits.
+        return self.outcome in ("wrong", "crashed") or (self.outcome == "refused" and self.variant == "default")
+
+
+def build(trial: Trial, case: Case, arch: str, library: str) -> Trial:
+    """Compile a trial into a library file, in a process of its own; its outcome stays empty where that works."""
+    import tvm
+
+    from tvm_sparse.errors import InputError
+    from tvm_sparse.schedules import template
+    from tvm_sparse.tvm_support import check_cuda_modules, cuda_build, cuda_target
+
+    target, chosen = cuda_target(arch), template(trial.template)
+    if reason := chosen.applies(case.workload, target):
+        trial.outcome, trial.detail = "does not apply", reason
+        return trial
+    choose = seeded_choose(case.seed + trial.number)
+    try:
+        for knobs in _knobs(trial.variant, chosen, case, target, choose):
+            trial.knobs = knobs
+            try:
+                kernel = chosen.kernel(case.workload, case.weight(), target, knobs)
+                break
+            except InputError as error:
+                trial.outcome, trial.detail = "refused", str(error)
+        else:
+            return trial
+        trial.outcome = trial.detail = ""
+        with cuda_build(arch) as under_way:
+            executable = tvm.compile(tvm.IRModule({"main": kernel.func}), target=under_way.target)
+        check_cuda_modules(executable, under_way)
+        executable.export_library(library)
+        np.savez(library + ".npz", *kernel.constants.arrays)
+    except Exception as error:  # every failure of a compiler is a finding
+        trial.outcome, trial.detail = "crashed", f"{type(error).__name__}: {str(error)[-300:]}"
+    return trial
+
+
+def _knobs(variant: str, template: Any, case: Case, target: Any, choose: Any) -> Iterator[dict[str, int | str]]:
+    default = template.default(case.workload, case.density, target)
+    if variant == "default":
+        yield default
+    elif variant == "format":
+        yield {**default, "format": choose(FORMATS)}
+    else:
+        for _ in range(DRAWS):
+            yield choose_knobs(choose, template.space(case.workload, target))
+
+
+def run(trial: Trial, case: Case, library: str) -> None:
+    """Run a built trial twice on the GPU and judge it."""
+    import tvm
+
+    device = tvm.cuda(0)
+    main = tvm.runtime.load_module(library)["main"]
+    inputs = case.inputs()
+    x = inputs.pop("x")
+    with np.load(library + ".npz") as constants:
+        arrays = [x, *constants.values(), *inputs.values()]
+    tensors = [tvm.runtime.tensor(array, device) for array in arrays]
+    results = []
+    for _ in range(2):
+        y = tvm.runtime.tensor(case.poisoned_output(), device)
+        main(*tensors, y)
+        results.append(y.numpy())
+    trial.error = max(map(case.error, results))
+    complaint = next(filter(None, map(case.wrong, results)), "")
+    if not complaint and not np.array_equal(*results):
+        complaint = f"{case}: two runs differ"
+    trial.outcome, trial.detail = ("wrong", complaint) if complaint else ("ok", "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=100, help="random convolutions")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time")
+    parser.add_argument("--json", type=Path, help="write every trial to this file")
+    options = parser.parse_args()
+
+    import tvm
+
+    if not tvm.cuda(0).exist:
+        print("campaign: no CUDA device", file=sys.stderr)
+        return 2
+    arch = "sm_" + str(tvm.cuda(0).compute_version).replace(".", "")
+    cases = seeded(options.seed, options.cases, options.dtype)
+    trials = [
+        (Trial(number, template, variant), case)
+        for number, case in enumerate(cases)
+        for template in TEMPLATES
+        for variant in (VARIANTS if template != "fallback" else VARIANTS[:1])
+    ]
+    done: list[Trial] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        libraries = [f"{folder}/{number}.so" for number in range(len(trials))]
+        built = [
+            pool.submit(build, trial, case, arch, library)
+            for (trial, case), library in zip(trials, libraries, strict=True)
+        ]
+        for future, (_, case), library in zip(built, trials, libraries, strict=True):
+            trial = future.result()
+            if not trial.outcome:
+                try:
+                    run(trial, case, library)
+                except Exception as error:  # an illegal access spoils all trials after it: the first is the culprit
+                    trial.outcome, trial.detail = "crashed", f"{type(error).__name__}: {str(error)[-300:]}"
+            done.append(trial)
+            if trial.failed:
+                print(f"FAILED {trial.template} {trial.variant} {trial.knobs} {trial.outcome}: {trial.detail}: {case}")
+    return report(done, cases, options.json)
+
+
+def report(trials: list[Trial], cases: list[Case], json_file: Path | None) -> int:
+    """A line per template; every trial to the file. The exit code: 1 if any failed or nothing ran."""
+    failed = 0
+    for template in TEMPLATES:
+        own = [trial for trial in trials if trial.template == template]
+        counts = Counter(trial.outcome for trial in own)
+        bad = sum(trial.failed for trial in own)
+        failed += bad or not counts["ok"]
+        worst = max((trial.error for trial in own if trial.outcome == "ok"), default=float("nan"))
+        listed = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
+        print(f"{template}: {len(cases)} cases, {listed}; {bad} failures; worst error {worst:.1e}")
+    if json_file is not None:
+        rows = [{**asdict(trial), "failed": trial.failed, "case": str(cases[trial.number])} for trial in trials]
+        json_file.write_text(json.dumps(rows, indent=1) + "\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

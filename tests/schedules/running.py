@@ -1,0 +1,47 @@
+"""Build and run one scheduled convolution on this machine's CPU: as it is, or CUDA code through cuda_on_cpu."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm.target import Target, codegen
+
+from tests.cases import Case
+from tests.cuda_on_cpu import run
+from tvm_sparse.schedules import template
+from tvm_sparse.schedules.base import Kernel
+from tvm_sparse.tvm_support import cuda_target
+
+CPU = Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu(), "num-cores": 2})
+GPU = cuda_target("sm_90")
+
+
+def kernel(name: str, case: Case, target: Target, **changes: int | str) -> Kernel:
+    """A case scheduled by a template with its default knobs, some of them changed."""
+    chosen = template(name)
+    default = chosen.default(case.workload, case.density, target)
+    return chosen.kernel(case.workload, case.weight(), target, {**default, **changes})
+
+
+def run_kernel(built: Kernel, case: Case, target: Target, folder: Path) -> np.ndarray:
+    """The output of a kernel; `folder` is only used for CUDA code."""
+    inputs = case.inputs()
+    if target.kind.name == "llvm":
+        executable = tvm.compile(tvm.IRModule({"main": built.func}), target=target)
+        y = tvm.runtime.tensor(case.poisoned_output())
+        executable(*map(tvm.runtime.tensor, (inputs.pop("x"), *built.constants.arrays, *inputs.values())), y)
+        return y.numpy()
+    constants = dict(zip(("values", "offsets", "starts", "counts"), built.constants.arrays, strict=True))
+    arrays = {**inputs, **constants, "out": case.poisoned_output()}
+    return run(built.func, target, arrays, shared_bytes(built), folder)
+
+
+def shared_bytes(built: Kernel) -> int:
+    """What the template says its blocks take of shared memory; 0 where it stages nothing."""
+    chosen: Any = template(built.template)
+    if not hasattr(chosen, "shared_bytes"):
+        return 0
+    return chosen.shared_bytes(chosen.tiling(built.workload, built.knobs), built.knobs)

@@ -1,0 +1,35 @@
+"""The scheduled TIR of every template as text: a change of schedule shows in review."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tvm.target import Target
+
+from tests.schedules.running import GPU
+from tvm_sparse.schedules import template
+from tvm_sparse.workload import ConvWorkload, Epilogue
+
+WORKLOAD = ConvWorkload(1, 32, 14, 14, 16, 3, 3, padding=(1, 1, 1, 1), epilogue=Epilogue(bias=True, activation="relu"))
+AVX512 = Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "skylake-avx512", "num-cores": 2})
+KERNELS = {
+    "cpu_vector": (AVX512, 0.1, {}),
+    "cpu_vector_dense": (AVX512, 1.0, {}),
+    "cuda_pixel": (GPU, 0.1, {"pixels": 7}),
+    "cuda_pixel_dense": (GPU, 1.0, {}),
+    "cuda_pixel_nonzero": (GPU, 0.1, {"split_over": "warps"}),
+    "cuda_pixel_nonzero_blocks": (GPU, 0.1, {"split_over": "blocks"}),
+    "fallback": (AVX512, 0.1, {}),
+    "fallback_cuda": (GPU, 0.1, {}),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_scheduled_tir(name, golden):
+    target, density, changes = KERNELS[name]
+    chosen = template(next(t for t in ("cpu_vector", "cuda_pixel_nonzero", "cuda_pixel", "fallback") if t in name))
+    weight = np.ones(WORKLOAD.filter_shape, np.float32)
+    if density < 1:
+        weight *= np.arange(weight.size).reshape(weight.shape) % round(1 / density) == 0
+    knobs = {**chosen.default(WORKLOAD, density, target), **changes}
+    golden(f"{name}.py.txt", chosen.kernel(WORKLOAD, weight, target, knobs).func.script())
