@@ -29,7 +29,7 @@ from tests.cases import FORMATS, Case, choose_knobs, seeded, seeded_choose
 
 TEMPLATES = ("cuda_pixel", "cuda_pixel_nonzero", "fallback")
 VARIANTS = ("default", "format", "knobs")
-#: Drawn knobs are often too large for a block; this many draws find some that are not.
+#: Drawn knobs are often too large for a block, and vectors reach over groups; this many draws find some that do not.
 DRAWS = 20
 
 
@@ -89,11 +89,10 @@ def _knobs(variant: str, template: Any, case: Case, target: Any, choose: Any) ->
     default = template.default(case.workload, case.density, target)
     if variant == "default":
         yield default
-    elif variant == "format":
-        yield {**default, "format": choose(FORMATS)}
-    else:
-        for _ in range(DRAWS):
-            yield choose_knobs(choose, template.space(case.workload, target))
+        return
+    space = template.space(case.workload, target)
+    for _ in range(DRAWS):
+        yield {**default, "format": choose(FORMATS)} if variant == "format" else choose_knobs(choose, space)
 
 
 def run(trial: Trial, case: Case, library: str) -> None:

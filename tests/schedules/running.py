@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ def kernel(name: str, case: Case, target: Target, **changes: int | str) -> Kerne
     return chosen.kernel(case.workload, case.weight(), target, {**default, **changes})
 
 
-def run_kernel(built: Kernel, case: Case, target: Target, folder: Path) -> np.ndarray:
-    """The output of a kernel; `folder` is only used for CUDA code."""
+def run_kernel(built: Kernel, case: Case, target: Target) -> np.ndarray:
+    """The output of a kernel on the inputs of a case."""
     inputs = case.inputs()
     if target.kind.name == "llvm":
         executable = tvm.compile(tvm.IRModule({"main": built.func}), target=target)
@@ -36,7 +37,8 @@ def run_kernel(built: Kernel, case: Case, target: Target, folder: Path) -> np.nd
         return y.numpy()
     constants = dict(zip(("values", "offsets", "starts", "counts"), built.constants.arrays, strict=True))
     arrays = {**inputs, **constants, "out": case.poisoned_output()}
-    return run(built.func, target, arrays, shared_bytes(built), folder)
+    with tempfile.TemporaryDirectory() as folder:
+        return run(built.func, target, arrays, shared_bytes(built), Path(folder))
 
 
 def shared_bytes(built: Kernel) -> int:
