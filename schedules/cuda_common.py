@@ -15,6 +15,7 @@ from tvm.target import Target
 from tvm_sparse.compute.geometry import Tiling
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules.base import Knobs
+from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
 from tvm_sparse.schedules.primitives import mark_row_length
 from tvm_sparse.workload import ConvWorkload
 
@@ -45,15 +46,6 @@ def why_not(workload: ConvWorkload, target: Target) -> str | None:
     if thread_limit(target) < WARP:
         return f"blocks of {thread_limit(target)} threads hold no warp"
     return None
-
-
-def shared_limit(target: Target) -> int:
-    """Bytes of shared memory one block may use."""
-    return int(target.attrs["max_shared_memory_per_block"])
-
-
-def thread_limit(target: Target) -> int:
-    return int(target.attrs["max_threads_per_block"])
 
 
 def pixel_tiling(workload: ConvWorkload, knobs: Knobs, splits: int = 1) -> Tiling:

@@ -21,6 +21,7 @@ from tvm_sparse.compute.direct_conv import DirectConv
 from tvm_sparse.compute.geometry import Tiling
 from tvm_sparse.schedules import cuda_common as common
 from tvm_sparse.schedules.base import Knobs, Template, closest_divisor
+from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
 from tvm_sparse.schedules.primitives import bind_row_length, declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
 from tvm_sparse.workload import ConvWorkload
@@ -45,12 +46,12 @@ class CudaPixel(Template):
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
         text = common.format_for(workload, density)
         vector = common.vector_of({"format": text})
-        budget = min(STAGED_BYTES, common.shared_limit(target))
+        budget = min(STAGED_BYTES, shared_limit(target))
         outputs = workload.n * workload.k * workload.p * workload.q
         cols, pixels = common.best_tile(workload, max(1, min(PIXELS, outputs // FILL)), budget)
         channels = common.channels_within(workload, cols, pixels, budget)
         row_blocks = -(-workload.k_per_group // vector)
-        most_warps = min(WARPS, common.thread_limit(target) // common.WARP)
+        most_warps = min(WARPS, thread_limit(target) // common.WARP)
         per_warp = max(1, min(BLOCKS_PER_WARP, SUMS // (pixels * vector), row_blocks))
         if workload.groups > 1:
             warps = closest_divisor(row_blocks, most_warps)

@@ -18,6 +18,7 @@ from tvm_sparse.compute.geometry import Tiling
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import cuda_common as common
 from tvm_sparse.schedules.base import Knobs, Template
+from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
 from tvm_sparse.schedules.primitives import bind_row_length, declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
 from tvm_sparse.workload import ConvWorkload
@@ -44,8 +45,8 @@ class CudaPixelNonzero(Template):
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
         text = common.format_for(workload, density)
         vector = common.vector_of({"format": text})
-        budget = min(STAGED_BYTES, common.shared_limit(target))
-        most_warps = common.thread_limit(target) // common.WARP
+        budget = min(STAGED_BYTES, shared_limit(target))
+        most_warps = thread_limit(target) // common.WARP
         cols, pixels = common.best_tile(workload, PIXELS, budget // SPLITS)
         row_blocks = -(-workload.k_per_group // vector)
         per_warp = max(d for d in (1, 2, 4) if d == 1 or (d * vector * pixels <= SUMS and row_blocks % d == 0))

@@ -1,6 +1,6 @@
 """Template `fallback`: direct convolution for every target, shape and dtype, without tiles.
 
-    for every output element:                       (CUDA: one thread; otherwise: one task per image and output channel)
+    for every output element:                 (one thread of a GPU; on a CPU one task per image and output channel)
         part := Σ_j values[j] * x[where offset[j] points]
         out  := activation(part + bias + residual)
 
@@ -16,6 +16,7 @@ from tvm.target import Target
 from tvm_sparse.compute.direct_conv import DirectConv
 from tvm_sparse.compute.geometry import Tiling
 from tvm_sparse.schedules.base import Knobs, Template, too_large
+from tvm_sparse.schedules.gpu_target import thread_limit
 from tvm_sparse.schedules.primitives import bind_row_length, mark_row_length
 from tvm_sparse.workload import ConvWorkload
 
@@ -27,10 +28,10 @@ class Fallback(Template):
         return too_large(workload)
 
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
-        if target.kind.name == "llvm":
+        if "gpu" not in target.keys:
             return {"format": ("csr",)}
-        most = int(target.attrs["max_threads_per_block"])
-        return {"format": ("csr",), "threads": tuple(n for n in (32, 64, 128, 256) if n <= most) or (1,)}
+        threads = tuple(n for n in (32, 64, 128, 256) if n <= thread_limit(target))
+        return {"format": ("csr",), "threads": threads or (1,)}
 
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
         return {name: values[-1] for name, values in self.space(workload, target).items()}
@@ -43,7 +44,7 @@ class Fallback(Template):
         tile, part, out = (sch.get_sblock(name) for name in ("tile", "part", "out"))
         sch.compute_inline(tile)
         i, k, p, q = sch.get_loops(out)
-        if target.kind.name == "llvm":
+        if "gpu" not in target.keys:
             sch.parallel(sch.fuse(i, k))
             sch.compute_at(part, q, preserve_unit_loops=True)
         else:

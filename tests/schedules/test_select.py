@@ -41,6 +41,15 @@ def test_something_is_always_selected():
             assert select(case.workload, case.density, target).applies(case.workload, target) is None
 
 
+@pytest.mark.parametrize(
+    "kind", [{"kind": "c"}, {"kind": "opencl"}, {"kind": "vulkan"}, {"kind": "cuda", "arch": "sm_90"}]
+)
+def test_the_default_is_scheduled_on_every_kind_of_target(kind):
+    target, case = Target(kind), seeded(7, 1)[0]
+    chosen = select(case.workload, case.density, target)
+    assert chosen.kernel(case.workload, case.weight(), target).template == chosen.name
+
+
 def test_names():
     assert [chosen.name for chosen in TEMPLATES][-1] == "fallback"
     assert all(template(chosen.name) is chosen for chosen in TEMPLATES)
