@@ -163,9 +163,10 @@ def verify(model: Model, library: str | Path, *, tolerance: float = 1e-4, seed: 
         When either cannot be loaded, or the library was compiled from a model with other inputs or outputs.
     """
     from tvm_sparse.deploy import load
-    from tvm_sparse.network.importer import import_model
 
     network = load(library)
+    from tvm_sparse.network.importer import import_model
+
     try:
         imported = import_model(model, shapes={spec.name: spec.shape for spec in network.inputs})
     except InputError as error:

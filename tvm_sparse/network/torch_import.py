@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -99,10 +100,14 @@ def _load(path: Path) -> torch.export.ExportedProgram:
 
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
+    log = logging.getLogger("torch.export")  # prints a traceback of what is raised anyway
+    was, log.disabled = log.disabled, True
     try:
         return torch.export.load(path)
     except Exception as error:
         raise ModelError(f"{path}: truncated, or not a file of torch.export.save ({one_line(error)})") from error
+    finally:
+        log.disabled = was
 
 
 def _convert(
