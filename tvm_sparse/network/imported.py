@@ -10,6 +10,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tvm_sparse.deploy.metadata import TensorSpec
 from tvm_sparse.errors import ModelError
 
 Array = np.ndarray[Any, Any]
@@ -19,15 +20,6 @@ CONVOLUTIONS = tuple(
     f"relax.nn.{name}"
     for name in ("conv1d", "conv2d", "conv3d", "conv1d_transpose", "conv2d_transpose", "conv3d_transpose")
 )
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output of the model, by the name the user knows."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclass(frozen=True)

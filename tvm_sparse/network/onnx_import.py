@@ -9,9 +9,10 @@ from pathlib import Path
 import onnx
 from onnx import numpy_helper
 
+from tvm_sparse.deploy.metadata import TensorSpec
 from tvm_sparse.errors import ModelError, TvmSparseError
 from tvm_sparse.network.cleanup import clean_up
-from tvm_sparse.network.imported import ImportedModel, TensorSpec, finite_filters, one_line, output_specs, static_shape
+from tvm_sparse.network.imported import ImportedModel, finite_filters, one_line, output_specs, static_shape
 from tvm_sparse.network.layer_names import NamedFilter, name_convolutions
 from tvm_sparse.network.onnx_convert import convert_model, slim_model
 from tvm_sparse.network.onnx_model import graph_inputs, inferred, load_model, pin_inputs, refuse_bad_weights

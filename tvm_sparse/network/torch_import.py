@@ -13,11 +13,11 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tvm_sparse.deploy.metadata import TensorSpec
 from tvm_sparse.errors import InputError, ModelError
 from tvm_sparse.network.cleanup import clean_up
 from tvm_sparse.network.imported import (
     ImportedModel,
-    TensorSpec,
     finite_filters,
     one_line,
     output_specs,
