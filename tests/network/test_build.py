@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
 import pytest
+import tvm
 from onnx.reference import ReferenceEvaluator
+from tvm import relax
+from tvm.script import tirx as T
 
 from tests.network.layer_cases import layer_cases
 from tests.network.onnx_models import Array, random_inputs
@@ -54,3 +58,25 @@ def test_outputs(name: str, mode: str) -> None:
         assert (layer.decision == "sparse") == direct or mode != "always"
         assert layer.decision == "dense" or mode != "never"
         assert (layer.template == "operator") == (layer.knobs == {})
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_the_poison_shows_what_a_kernel_forgets_to_write() -> None:
+    @T.prim_func(s_tir=True)
+    def half(x: T.Buffer((360,), "float32"), y: T.Buffer((360,), "float32")):  # type: ignore
+        for i in range(180):
+            with T.sblock("copy"):
+                at = T.axis.spatial(180, i)
+                y[at] = x[at]
+
+    shape = (1, 4, 9, 10)
+    builder, x = relax.BlockBuilder(), relax.Var("x", relax.TensorType(shape, "float32"))
+    with builder.function("main", [x]):
+        function = builder.add_func(half.without_attr("global_symbol"), "half")
+        with builder.dataflow():
+            flat = builder.emit(relax.op.reshape(x, (360,)))
+            y = builder.emit_output(relax.call_tir(function, [flat], relax.TensorType((360,), "float32")))
+        builder.emit_func_output(y)
+    executable = tvm.compile(builder.get(), target="llvm")
+    (output,) = run_poisoned(executable, imported("relu"), {"x": np.ones(shape, np.float32)})
+    assert (output[:180] == 1).all() and np.isnan(output[180:]).all()

@@ -58,7 +58,7 @@ class _Folder(relax.PyExprMutator):
             return None
         weight = affine.conv.args[1].value.numpy()
         source, padding = self._unpadded(affine.conv)
-        if affine.folded < 2 and source is affine.conv.args[0]:
+        if affine.folded < 2 and source.same_as(affine.conv.args[0]):
             return None
         attrs = affine.conv.attrs
         if affine.folded:
