@@ -53,7 +53,8 @@ class CudaPixelNonzero(Template):
         splits = max(s for s in (1, 2, 4, SPLITS) if s <= min(workload.c_per_group, max(2, most_warps)))
         sums_bytes = splits * per_warp * vector * pixels * common.WARP * SUM_BYTES
         together = splits * common.tile_bytes(workload, cols, pixels, 1) + sums_bytes
-        over_warps = per_warp * vector * pixels % splits == 0 and splits <= most_warps and together <= budget
+        sums = {"pixels": pixels, "format": text, "blocks_per_warp": per_warp}
+        over_warps = _shared_evenly(sums, splits) and splits <= most_warps and together <= budget
         room = (budget - sums_bytes) // splits if over_warps else budget
         share = -(-workload.c_per_group // splits)
         channels = min(share, common.channels_within(workload, cols, pixels, room))
@@ -87,7 +88,7 @@ class CudaPixelNonzero(Template):
     def schedule(self, conv: DirectConv, tiling: Tiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
         workload, splits = tiling.workload, int(knobs["splits"])
         over_warps = knobs["split_over"] == "warps"
-        if over_warps and _sums(knobs) % splits:
+        if over_warps and not _shared_evenly(knobs, splits):
             raise InputError(f"{workload}: knobs {dict(knobs)}: {splits} warps cannot share {_sums(knobs)} sums evenly")
         warps = int(knobs["warps"]) * (splits if over_warps else 1)
         common.check_block(workload, target, knobs, warps, self.shared_bytes(tiling, knobs))
@@ -102,6 +103,20 @@ class CudaPixelNonzero(Template):
 def _sums(knobs: Knobs) -> int:
     """Sums of a thread."""
     return int(knobs["pixels"]) * int(knobs["blocks_per_warp"]) * common.vector_of(knobs)
+
+
+def _shared_evenly(knobs: Knobs, workers: int) -> bool:
+    """Whether whole loops, innermost first, and a factor of the next one make up the workers of a sum.
+
+    s_tir can undo no other cut of the fused loops over row blocks, vector and pixels.
+    """
+    for extent in (int(knobs["pixels"]), common.vector_of(knobs), int(knobs["blocks_per_warp"])):
+        if extent % workers == 0:
+            return True
+        if workers % extent:
+            return False
+        workers //= extent
+    return workers == 1
 
 
 def _split_over_warps(sch: s_tir.Schedule, stored: Any, tiling: Tiling, knobs: Knobs) -> None:
