@@ -44,7 +44,8 @@ def main() -> None:
     begin = time.perf_counter()
     digits(options.output, options.threads)
     resnet50(options.output, options.threads, options.rounds)
-    print(f"\nAll of it took {time.perf_counter() - begin:.0f} s. The libraries are in {options.output}.")
+    folder = os.path.relpath(options.output)
+    print(f"\nAll of it took {time.perf_counter() - begin:.0f} s. The libraries are in {folder}.")
 
 
 def digits(folder: Path, threads: int) -> None:

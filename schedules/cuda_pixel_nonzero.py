@@ -53,7 +53,7 @@ class CudaPixelNonzero(Template):
         splits = max(s for s in (1, 2, 4, SPLITS) if s <= min(workload.c_per_group, max(2, most_warps)))
         sums_bytes = splits * per_warp * vector * pixels * common.WARP * SUM_BYTES
         together = splits * common.tile_bytes(workload, cols, pixels, 1) + sums_bytes
-        sums = {"pixels": pixels, "format": text, "blocks_per_warp": per_warp}
+        sums: dict[str, int | str] = {"pixels": pixels, "format": text, "blocks_per_warp": per_warp}
         over_warps = _shared_evenly(sums, splits) and splits <= most_warps and together <= budget
         room = (budget - sums_bytes) // splits if over_warps else budget
         share = -(-workload.c_per_group // splits)

@@ -31,6 +31,8 @@ def make_target(
     if kind == "cuda":
         if mcpu is not None:
             raise InputError(f"--mcpu {mcpu} belongs to --target llvm: name the GPU with --arch")
+        if threads is not None:
+            raise InputError(f"--threads {threads} belongs to --target llvm: a GPU needs no such number")
         if not arch:
             raise CompileError("target cuda needs the GPU's architecture: --arch sm_90, or several: --arch sm_80,sm_90")
         return cuda_target(arch)

@@ -61,6 +61,7 @@ class Spec:
 class Verification:
     reference: str = "onnxruntime"
     relative_error: dict[str, float] = field(default_factory=lambda: {"y": 2e-6})
+    constant: tuple[str, ...] = ()
     tolerance: float = 1e-4
 
     @property

@@ -40,9 +40,9 @@ def command(
     import tvm_sparse
     from tvm_sparse.cli.output import show_table
 
+    arrays = read_arrays(input_file) if input_file is not None else None
     network = tvm_sparse.load(library, threads=threads)
-    arrays = read_arrays(input_file) if input_file is not None else network.random_inputs(random_seed or 0)
-    returned = network(**arrays)
+    returned = network(**(network.random_inputs(random_seed or 0) if arrays is None else arrays))
     outputs = returned if isinstance(returned, tuple) else (returned,)
     results = {spec.name: np.asarray(array) for spec, array in zip(network.outputs, outputs, strict=True)}
     if output is not None:

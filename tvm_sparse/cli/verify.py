@@ -33,4 +33,5 @@ def command(
 
 def summarize(verification: Any) -> dict[str, Any]:
     """What a comparison found, as it is printed."""
-    return {name: getattr(verification, name) for name in ("reference", "relative_error", "tolerance", "passed")}
+    names = ("reference", "relative_error", "constant", "tolerance", "passed")
+    return {name: getattr(verification, name) for name in names}

@@ -56,7 +56,7 @@ class _Canonical(relax.PyExprMutator):
             return source
         if (low, high) == (0, inf):
             return relax.op.nn.relu(source)
-        # one-sided clips stay as they are: no template knows them
+        # A one-sided clip stays as it is: rewritten, it would be two-sided with an infinite bound.
         return call if -inf in (low, high) or inf in (low, high) else relax.op.clip(source, low, high)
 
     def _silu(self, call: relax.Call) -> Any:
