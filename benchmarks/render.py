@@ -36,6 +36,23 @@ def cpu_networks() -> str:
     return "\n".join([*lines, "", _conditions(report)])
 
 
+def cpu_crossover() -> str:
+    """Speed-up of a sparse layer over our own dense kernel, from benchmarks/results/cpu_crossover.json."""
+    report = json.loads((RESULTS / "cpu_crossover.json").read_text())
+    sparsities = list(report["results"][0]["speedup"])
+    lines = [
+        "| layer | " + " | ".join(f"{float(z):.0%} zeros" for z in sparsities) + " |",
+        "|---" * (len(sparsities) + 1) + "|",
+    ]
+    lines += [
+        f"| {r['layer']} ({r['workload']}) | " + " | ".join(f"{r['speedup'][z]:.2f}x" for z in sparsities) + " |"
+        for r in report["results"]
+    ]
+    environment = report["environment"]
+    conditions = f"{report['threads']} threads, {environment['cpu']}; commit {environment['commit']}"
+    return "\n".join([*lines, "", f"{conditions}; least of interleaved runs."])
+
+
 def demo() -> str:
     """What `make demo` printed, from docs/demo.txt, without most of the layers."""
     lines = (ROOT / "docs" / "demo.txt").read_text().splitlines()
@@ -61,7 +78,7 @@ def _conditions(report: dict[str, Any]) -> str:
     )
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"cpu-networks": cpu_networks, "demo": demo}
+BLOCKS: dict[str, Callable[[], str]] = {"cpu-crossover": cpu_crossover, "cpu-networks": cpu_networks, "demo": demo}
 
 
 def rendered(text: str) -> str:

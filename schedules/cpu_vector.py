@@ -32,7 +32,7 @@ TILE_BYTES = 40 * 1024
 #: Vectors of pixels a sparse row keeps in registers: enough to hide the latency of a multiply-add, few enough to fit.
 SPARSE_VECTORS = 8
 #: Above this density a row block of several channels that share every column beats a row of its own nonzeros.
-DENSE_FROM = 0.6
+DENSE_FROM = 0.75
 
 
 class CpuVector(Template):

@@ -9,12 +9,12 @@ from tvm_sparse.network.match import ConvLayer
 
 MODES = ("auto", "always", "never")
 
-#: Share of the multiply-add peak that the templates reach on a dense filter (each load feeds several rows) and on the
-#: nonzeros of a sparse one (one load each). Measured on AVX-512 cores; the tuner's records replace this rule.
-DENSE_EFFICIENCY = 0.75
-SPARSE_EFFICIENCY = 0.45
-#: Fewer multiply-adds per output pixel than this and a sparse row does not pay for its own bookkeeping.
-SHORTEST_ROW = 2.0
+#: Estimated time of a sparse layer over that of the same layer dense: PER_DENSITY * density, for the nonzeros, plus
+#: PER_CHUNK, for starting a row in every chunk, plus ROW_START weights' worth a row, for starting it at all. Fitted to
+#: benchmarks/crossover.py on an AVX-512 CPU; the tuner's records replace it.
+PER_DENSITY, PER_CHUNK, ROW_START = 1.1, 0.09, 4.0
+#: A smaller estimated gain is not worth being wrong about.
+WORTH = 1.1
 #: With fewer output pixels than this, vector lanes and threads stay idle: a matrix product serves such a layer better.
 FEWEST_PIXELS = 8
 
@@ -63,15 +63,14 @@ def decide(layer: ConvLayer, mode: str) -> Decision:
     if layer.depthwise:
         return Decision("dense", dense, "depthwise: too few weights per channel")
     workload = layer.workload
-    row = workload.c_per_group * workload.r * workload.s
     if workload.n * workload.p * workload.q < FEWEST_PIXELS:
         return Decision("dense", dense, f"only {workload.n * workload.p * workload.q} output pixels")
-    if 0 < layer.density * row < SHORTEST_ROW:
-        return Decision("dense", dense, f"rows of {layer.density * row:.1f} nonzeros are too short")
-    gain = DENSE_EFFICIENCY**-1 / max(layer.density / SPARSE_EFFICIENCY, 1e-6)
-    if gain > 1:
-        return Decision("sparse", True, f"{1 - layer.density:.0%} zeros: about {min(gain, 99):.1f}x fewer cycles")
-    return Decision("dense", dense, f"{1 - layer.density:.0%} zeros are too few")
+    row = workload.c_per_group * workload.r * workload.s
+    gain = 1 / (PER_DENSITY * layer.density + PER_CHUNK + ROW_START / row)
+    zeros = f"{1 - layer.density:.0%} zeros"
+    if gain >= WORTH:
+        return Decision("sparse", True, f"{zeros}: {gain:.1f}x faster than dense, by estimate")
+    return Decision("dense", dense, f"{zeros} are too few")
 
 
 def _dense(layer: ConvLayer) -> bool:
