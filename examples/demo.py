@@ -42,8 +42,9 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    digits(options.output, options.threads)
-    resnet50(options.output, options.threads, options.rounds)
+    threads = min(options.threads, len(os.sched_getaffinity(0)))
+    digits(options.output, threads)
+    resnet50(options.output, threads, options.rounds)
     folder = os.path.relpath(options.output)
     print(f"\nAll of it took {time.perf_counter() - begin:.0f} s. The libraries are in {folder}.")
 
