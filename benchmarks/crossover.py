@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.networks import RESULTS, environment
+from benchmarks.records import RESULTS, record
 
 SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 #: Layers of ResNet-50 by the shared names of the kernels' notes: c, k, h = w, kernel.
@@ -80,7 +80,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS / "cpu_crossover.json")
     options = parser.parse_args()
 
-    from tvm_sparse.files import replacing
     from tvm_sparse.targets import make_target
 
     threads = len(os.sched_getaffinity(0))
@@ -89,10 +88,7 @@ def main() -> None:
     for name in LAYERS:
         results.append(measure(name, target, options.rounds))
         print(json.dumps(results[-1]))
-    report = {"environment": environment(), "threads": threads, "rounds": options.rounds, "results": results}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(options.json) as beside:
-        beside.write_text(json.dumps(report, indent=1) + "\n")
+    record(options.json, results, threads=threads, rounds=options.rounds)
 
 
 if __name__ == "__main__":

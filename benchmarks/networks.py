@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -16,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.interleave import interleave, paired_ratio
-
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.records import RESULTS, record
 
 
 @dataclass(frozen=True)
@@ -103,20 +101,6 @@ def compile_and_time(
     return result, compiled["auto"]
 
 
-def environment() -> dict[str, Any]:
-    """The machine, the versions and the commit the figures belong to."""
-    from tvm_sparse.deploy.environment import collect_env
-
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
-    return {"commit": commit.stdout.strip() or None, **collect_env()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default="resnet50,mobilenetv1,googlenet,alexnet,vgg16")
@@ -128,7 +112,6 @@ def main() -> None:
     options = parser.parse_args()
 
     from examples.networks import build
-    from tvm_sparse.files import replacing
 
     results = []
     for name in options.networks.split(","):
@@ -145,10 +128,7 @@ def main() -> None:
                 )
             print(json.dumps(asdict(result)))
             results.append(result)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    report = {"environment": environment(), "results": [asdict(result) for result in results]}
-    with replacing(options.json) as beside:
-        beside.write_text(json.dumps(report, indent=1) + "\n")
+    record(options.json, [asdict(result) for result in results])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The main job, start to end: two pruned networks compiled, checked, exported, reloaded with the runtime alone, timed.
 
-python examples/demo.py [--threads 2] [--output demo-out] [--quick]
+python examples/demo.py [--threads 2] [--output demo-out] [--rounds 15]
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def resnet50(folder: Path, threads: int, rounds: int) -> None:
     show_layers(network)
     inputs = random_inputs(network.metadata.inputs)
     alone = run_alone(folder, "resnet50-auto", inputs, threads)
-    here = network(*inputs.values())
+    same = np.array_equal(alone, network(*inputs.values()))
     print(f"\nrelative error against onnxruntime            {result.relative_error:.1e}")
-    print(f"reloaded with the TVM runtime only, same output {np.array_equal(alone, here)}")
+    print(f"reloaded with the TVM runtime only, same output {same}")
     print(f"\nmilliseconds per image, batch 1, {threads} threads, median of {rounds} interleaved rounds")
     print(f"  onnxruntime, dense        {result.onnxruntime_ms:8.2f}")
     print(f"  tvm-sparse, all dense     {result.dense_ms:8.2f}   {result.dense_vs_onnxruntime:.2f}x onnxruntime")
@@ -97,6 +97,8 @@ def resnet50(folder: Path, threads: int, rounds: int) -> None:
     dense_mb, library_mb = result.dense_model_bytes / 1e6, result.library_bytes / 1e6
     print(f"\nthe dense ONNX file has {dense_mb:.1f} MB, the library {library_mb:.1f} MB")
     (folder / "resnet50.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
+    if not same:
+        raise SystemExit("the reloaded library computes another output")
 
 
 def show_layers(network: Any) -> None:

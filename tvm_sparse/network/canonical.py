@@ -12,7 +12,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from tvm_sparse.network.imported import is_constant, operator, static_shape
+from tvm_sparse.network.imported import is_constant, operator, scalar, static_shape
 
 _CLIPS = ("relax.clip", "relax.maximum", "relax.minimum", "relax.nn.relu")
 
@@ -101,22 +101,12 @@ class _Canonical(relax.PyExprMutator):
         if bounds is None or operator(shifted) != "relax.add":
             return None
         source, shift = shifted.args if is_constant(shifted.args[1]) else reversed(shifted.args)
-        top, shift = bounds[2], _scalar(shift)
+        top, shift = bounds[2], scalar(shift)
         if bounds[1] != 0 or shift is None or not isclose(2 * shift, top, rel_tol=1e-6):
             return None
         inner = _scaled(self._value(source))
         source, slope = inner if inner is not None else (source, 1.0)
         return (source, top / 6) if isclose(6 * slope, top, rel_tol=1e-6) else None
-
-
-def _scalar(expr: Any) -> float | None:
-    """The value of a constant with one element."""
-    if isinstance(expr, (tvm.tirx.IntImm, tvm.tirx.FloatImm)):
-        return float(expr.value)
-    if not is_constant(expr):
-        return None
-    array = expr.value.numpy()
-    return float(array.reshape(())) if array.size == 1 else None
 
 
 def _scaled(value: Any) -> tuple[Any, float] | None:
@@ -125,9 +115,9 @@ def _scaled(value: Any) -> tuple[Any, float] | None:
     if name not in ("relax.multiply", "relax.divide"):
         return None
     left, right = value.args
-    if name == "relax.multiply" and _scalar(right) is None:
+    if name == "relax.multiply" and scalar(right) is None:
         left, right = right, left
-    factor = _scalar(right)
+    factor = scalar(right)
     if factor is None or (name == "relax.divide" and factor == 0):
         return None
     return left, (factor if name == "relax.multiply" else 1 / factor)
@@ -139,12 +129,12 @@ def _clip_bounds(value: Any) -> tuple[Any, float, float] | None:
     if name == "relax.nn.relu":
         return value.args[0], 0.0, inf
     if name == "relax.clip":
-        low, high = _scalar(value.args[1]), _scalar(value.args[2])
+        low, high = scalar(value.args[1]), scalar(value.args[2])
         return None if low is None or high is None else (value.args[0], low, high)
     if name not in ("relax.maximum", "relax.minimum"):
         return None
-    source, bound = value.args if _scalar(value.args[1]) is not None else reversed(value.args)
-    limit = _scalar(bound)
+    source, bound = value.args if scalar(value.args[1]) is not None else reversed(value.args)
+    limit = scalar(bound)
     if limit is None:
         return None
     return (source, limit, inf) if name == "relax.maximum" else (source, -inf, limit)

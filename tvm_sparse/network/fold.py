@@ -13,7 +13,15 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvm_sparse.network.imported import Array, bindings_of, is_constant, operator, static_shape
+from tvm_sparse.network.imported import (
+    Array,
+    bindings_of,
+    is_constant,
+    operator,
+    per_channel,
+    static_shape,
+    variables_in,
+)
 
 
 @dataclass(frozen=True)
@@ -34,15 +42,9 @@ class _Folder(relax.PyExprMutator):
         super().__init__(module)
         main = module["main"]
         self._values: dict[relax.Var, Any] = dict(bindings_of(main))
-        self._uses: Counter[relax.Var] = Counter()
-
-        def count(expr: Any) -> None:
-            if isinstance(expr, relax.Var):
-                self._uses[expr] += 1
-
+        self._uses: Counter[relax.Var] = Counter(variables_in(main.body.body))
         for _, value in bindings_of(main):
-            relax.analysis.post_order_visit(value, count)
-        relax.analysis.post_order_visit(main.body.body, count)
+            self._uses.update(variables_in(value))
 
     def visit_call_(self, call: relax.Call) -> Any:
         folded = self._folded(call)
@@ -94,7 +96,7 @@ class _Folder(relax.PyExprMutator):
         if is_constant(left) and name in ("relax.add", "relax.multiply"):
             left, right = right, left
         before = self._single_use(left) if is_constant(right) else None
-        vector = None if before is None else _per_channel(right.value.numpy(), len(before.scale))
+        vector = None if before is None else per_channel(right.value.numpy().astype(np.float64), len(before.scale))
         if before is None or vector is None:
             return None
         if name == "relax.add":
@@ -133,14 +135,6 @@ class _Folder(relax.PyExprMutator):
             padding = [padding[0] + top, padding[1] + left, padding[2] + bottom, padding[3] + right]
             source = pad.args[0]
         return source, padding
-
-
-def _per_channel(array: Array, k: int) -> Array | None:
-    """A constant that has one value for each of k channels of (n, k, p, q), or one for all: as (k,) float64."""
-    shape = (1,) * (4 - array.ndim) + array.shape
-    if len(shape) != 4 or shape[0] != 1 or shape[2:] != (1, 1) or shape[1] not in (1, k):
-        return None
-    return np.broadcast_to(array.astype(np.float64).reshape(-1), (k,))
 
 
 def fold_into_convolutions(module: tvm.IRModule) -> tvm.IRModule:

@@ -88,6 +88,36 @@ def convolution_calls(function: relax.Function) -> list[relax.Call]:
     return [value for _, value in bindings_of(function) if operator(value) in CONVOLUTIONS]
 
 
+def variables_in(expr: Any) -> list[relax.Var]:
+    """The variables that a Relax expression reads."""
+    found: list[relax.Var] = []
+
+    def visit(node: Any) -> None:
+        if isinstance(node, relax.Var) and not isinstance(node, tvm.ir.GlobalVar):
+            found.append(node)
+
+    relax.analysis.post_order_visit(expr, visit)
+    return found
+
+
+def scalar(expr: Any) -> float | None:
+    """The value of a number, or of a constant with one element."""
+    if isinstance(expr, (tvm.tirx.IntImm, tvm.tirx.FloatImm)):
+        return float(expr.value)
+    if not is_constant(expr):
+        return None
+    array = expr.value.numpy()
+    return float(array.reshape(())) if array.size == 1 else None
+
+
+def per_channel(array: Array, k: int) -> Array | None:
+    """A constant that has one value for each of k channels of (n, k, p, q), or one for all: as (k,)."""
+    shape = (1,) * (4 - array.ndim) + array.shape
+    if len(shape) != 4 or shape[0] != 1 or shape[2:] != (1, 1) or shape[1] not in (1, k):
+        return None
+    return np.broadcast_to(array.reshape(-1), (k,))
+
+
 def static_shape(expr: Any) -> tuple[int, ...] | None:
     """The shape of a Relax tensor (or of its type) as integers, or None where it is not static."""
     shape = getattr(getattr(expr, "ty", expr), "shape", None)

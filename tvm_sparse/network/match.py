@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import tvm
 from tvm import relax
 
 from tvm_sparse.network.imported import (
@@ -21,7 +20,10 @@ from tvm_sparse.network.imported import (
     bindings_of,
     is_constant,
     operator,
+    per_channel,
+    scalar,
     static_shape,
+    variables_in,
 )
 from tvm_sparse.workload import ConvWorkload, Epilogue
 
@@ -69,13 +71,12 @@ class _Finder:
     def __init__(self, function: relax.Function) -> None:
         self.bindings = bindings_of(function)
         self.values = dict(self.bindings)
-        self.order = {var: index for index, (var, _) in enumerate(self.bindings)}
         self.taken: set[relax.Var] = set()
         self.users: dict[relax.Var, list[relax.Var | None]] = defaultdict(list)
         for var, value in self.bindings:
-            for used in _variables(value):
+            for used in variables_in(value):
                 self.users[used].append(var)
-        for used in _variables(function.body.body):
+        for used in variables_in(function.body.body):
             self.users[used].append(None)
 
     def layer(self, name: str, var: relax.Var, call: relax.Call) -> ConvLayer:
@@ -103,7 +104,7 @@ class _Finder:
     def _take_biases(self, layer: ConvLayer) -> ConvLayer:
         while (user := self._only_user(layer)) is not None and operator(user[1]) == "relax.add":
             other = _other(user[1], layer.root)
-            bias = _per_channel(other, len(layer.weight))
+            bias = _bias(other, len(layer.weight))
             if bias is None or static_shape(user[0]) != static_shape(layer.root):
                 break
             layer = self._extend(layer, user[0], bias=bias if layer.bias is None else layer.bias + bias)
@@ -146,7 +147,7 @@ class _Finder:
             chain.append(users[0])
         y, shifted, clipped, gate, product = chain
         constants = (self.values[shifted].args[1], *self.values[clipped].args[1:3], self.values[gate].args[1])
-        exact = [_scalar(constant) for constant in constants] == [3.0, 0.0, 6.0, 6.0]
+        exact = [scalar(constant) for constant in constants] == [3.0, 0.0, 6.0, 6.0]
         inputs_match = all(self.values[product].args[i].same_as(v) for i, v in enumerate((y, gate)))
         if len(self.users[y]) != 2 or not exact or not inputs_match:
             return layer
@@ -187,35 +188,13 @@ def _workload(call: relax.Call, weight: Array) -> ConvWorkload:
     return ConvWorkload(n, c, h, w, k, r, s, stride, padding, dilation, int(attrs.groups), "float32")
 
 
-def _variables(expr: Any) -> list[relax.Var]:
-    found: list[relax.Var] = []
-
-    def visit(node: Any) -> None:
-        if isinstance(node, relax.Var) and not isinstance(node, tvm.ir.GlobalVar):
-            found.append(node)
-
-    relax.analysis.post_order_visit(expr, visit)
-    return found
-
-
 def _other(call: relax.Call, var: relax.Var) -> Any:
     left, right = call.args
     return right if left.same_as(var) else left
 
 
-def _scalar(expr: Any) -> float | None:
-    if is_constant(expr):
-        array = expr.value.numpy()
-        return float(array.reshape(())) if array.size == 1 else None
-    return float(expr.value) if hasattr(expr, "value") else None
-
-
-def _per_channel(expr: Any, k: int) -> Array | None:
-    """The (k,) values of a constant that broadcasts over everything but the channels of (n, k, p, q)."""
-    if not is_constant(expr):
+def _bias(expr: Any, k: int) -> Array | None:
+    """The (k,) float32 values of a constant that broadcasts over everything but the channels of (n, k, p, q)."""
+    if not is_constant(expr) or (array := expr.value.numpy()).dtype != np.float32:
         return None
-    array = expr.value.numpy()
-    shape = (1,) * (4 - array.ndim) + array.shape if array.ndim <= 4 else None
-    if shape is None or shape[0] != 1 or shape[2:] != (1, 1) or shape[1] not in (1, k) or array.dtype != np.float32:
-        return None
-    return np.ascontiguousarray(np.broadcast_to(array.reshape(shape[1]), (k,)))
+    return per_channel(array, k)
