@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvm.target import Target
 
 from tvm_sparse.errors import InputError
+from tvm_sparse.schedules import cuda_cost
 from tvm_sparse.schedules.base import Template, too_large
 from tvm_sparse.schedules.cpu_vector import CpuVector
 from tvm_sparse.schedules.cuda_pixel import CudaPixel
@@ -13,12 +14,6 @@ from tvm_sparse.schedules.fallback import Fallback
 from tvm_sparse.workload import ConvWorkload
 
 TEMPLATES: tuple[Template, ...] = (CpuVector(), CudaPixel(), CudaPixelNonzero(), Fallback())
-#: Outputs below which a layer is split over nonzeros too: threads on outputs alone do not fill a large GPU.
-FEW_OUTPUTS = 150_000
-#: Nonzeros of a row below which there is nothing worth splitting.
-FEW_NONZEROS = 16
-
-
 def template(name: str) -> Template:
     """The template of this name.
 
@@ -36,18 +31,18 @@ def template(name: str) -> Template:
 def select(workload: ConvWorkload, density: float, target: Target) -> Template:
     """The template for a layer that was never tuned, by rule.
 
-    A GPU layer with few outputs and rows long enough to split goes to cuda_pixel_nonzero, other GPU layers to
-    cuda_pixel, a float32 layer on a CPU to cpu_vector. What they cannot run goes to the fallback.
+    A GPU layer goes to the CUDA template that costs least by rule (cuda_cost), a float32 layer on a CPU to cpu_vector.
+    What they cannot run goes to the fallback.
 
     Raises
     ------
     InputError
         An array of the workload has more elements than an int32 can index.
     """
-    few = workload.n * workload.k * workload.p * workload.q < FEW_OUTPUTS
-    long = density * workload.c_per_group * workload.r * workload.s >= FEW_NONZEROS
-    gpu = ("cuda_pixel_nonzero", "cuda_pixel") if few and long else ("cuda_pixel",)
-    names = (*{"llvm": ("cpu_vector",), "cuda": gpu}.get(target.kind.name, ()), "fallback")
     if reason := too_large(workload):
         raise InputError(f"{workload}: no template applies: {reason}")
-    return next(chosen for chosen in map(template, names) if chosen.applies(workload, target) is None)
+    names = {"llvm": ("cpu_vector",), "cuda": ("cuda_pixel", "cuda_pixel_nonzero")}.get(target.kind.name, ())
+    able = [name for name in names if template(name).applies(workload, target) is None]
+    if len(able) > 1:
+        able.sort(key=lambda name: cuda_cost.cheapest(workload, density, target, template(name).splits(workload))[0])
+    return template(able[0] if able else "fallback")

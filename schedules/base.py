@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.target import Target
 
-from tvm_sparse.compute.direct_conv import DirectConv, PackedFilter, direct_conv2d, pack_filter
+from tvm_sparse.compute.direct_conv import DirectConv, direct_conv2d
 from tvm_sparse.compute.geometry import Tiling
+from tvm_sparse.compute.packed_filter import PackedFilter, StagedFilter, pack_filter, stage_filter
 from tvm_sparse.errors import InputError
 from tvm_sparse.formats import ColumnVectorFilter, CSRFilter, SlicedELLFilter, SparseFilter
 from tvm_sparse.workload import ConvWorkload
@@ -31,7 +32,7 @@ class Kernel:
     template: str
     knobs: dict[str, int | str]
     func: tirx.PrimFunc = field(repr=False)
-    constants: PackedFilter = field(repr=False)
+    constants: PackedFilter | StagedFilter = field(repr=False)
 
 
 class Template(ABC):
@@ -51,9 +52,16 @@ class Template(ABC):
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
         """Sensible knobs for a layer that was never tuned."""
 
+    def smaller(self, workload: ConvWorkload, knobs: Knobs) -> dict[str, int | str] | None:
+        """Knobs that ask less of the target, where a filter makes the default ask too much; None if there are none."""
+        return None
+
     @abstractmethod
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> Tiling:
         """How these knobs cut pixels and channels."""
+
+    #: Whether row blocks that are scheduled together have their nonzeros staged together.
+    stages_filter = False
 
     def row_block_multiple(self, knobs: Knobs) -> int:
         """Row blocks that are scheduled together; empty ones are added up to a multiple of this."""
@@ -81,10 +89,24 @@ class Template(ABC):
             raise InputError(
                 f"template {self.name} takes the knobs {sorted(self.space(workload, target))}, not {sorted(chosen)}"
             )
+        while True:
+            try:
+                return self._kernel(workload, weight, target, chosen)
+            except InputError:
+                fewer = self.smaller(workload, chosen) if knobs is None else None
+                if fewer is None:
+                    raise
+                chosen = fewer
+
+    def _kernel(
+        self, workload: ConvWorkload, weight: NDArray, target: Target, chosen: dict[str, int | str]
+    ) -> Kernel:
         tiling = self.tiling(workload, chosen)
         pad_to = int(chosen.get("pad_to", 1))
         stream = make_format(weight, str(chosen["format"])).stream(tiling.channels, pad_to)
-        packed = pack_filter(stream, tiling, pad_to, self.row_block_multiple(chosen))
+        packed: PackedFilter | StagedFilter = pack_filter(stream, tiling, pad_to, self.row_block_multiple(chosen))
+        if self.stages_filter:
+            packed = stage_filter(packed, self.row_block_multiple(chosen))
         func = self.schedule(direct_conv2d(tiling, packed), tiling, chosen, target)
         # "is_scheduled" keeps dlight off it; pattern 8 (opaque) keeps fusion off it, which would crash (TVM 0.27).
         func = func.with_attr({"tirx.is_scheduled": True, "op_pattern": 8})

@@ -20,7 +20,7 @@ from tvm import s_tir, tirx
 from tvm.target import Target
 
 from tvm_sparse.compute.direct_conv import DirectConv
-from tvm_sparse.compute.geometry import Tiling
+from tvm_sparse.compute.vector_tiling import VectorTiling
 from tvm_sparse.schedules.base import Knobs, Template, closest_divisor
 from tvm_sparse.schedules.cpu_target import cores_of, lanes_of
 from tvm_sparse.schedules.primitives import bind_row_length, declare_whole_read, mark_row_length
@@ -66,7 +66,7 @@ class CpuVector(Template):
         vector = next(v for v in (8, 6, 4, 3, 2, 1) if _whole(workload, v)) if dense else 1
         rows, cols = _tile_shape(workload, width, min(SPARSE_VECTORS, accumulators // vector))
         layout = _layout(workload, rows, cols, width)
-        column_bytes = 4 * Tiling(workload, rows, cols, 1, layout).elements
+        column_bytes = 4 * VectorTiling(workload, rows, cols, 1, layout).elements
         channels = max(1, min(workload.c_per_group, TILE_BYTES // column_bytes))
         chunks = -(-workload.c_per_group // channels)
         tiles = workload.n * workload.groups * -(-workload.p // rows) * -(-workload.q // cols)
@@ -80,12 +80,12 @@ class CpuVector(Template):
             "format": f"column_vector:{vector}" if vector > 1 else "csr",
         }
 
-    def tiling(self, workload: ConvWorkload, knobs: Knobs) -> Tiling:
+    def tiling(self, workload: ConvWorkload, knobs: Knobs) -> VectorTiling:
         channels = int(knobs["channels"])
         chunks = -(-workload.c_per_group // channels)
-        return Tiling(workload, int(knobs["rows"]), int(knobs["cols"]), channels, str(knobs["layout"]), chunks)
+        return VectorTiling(workload, int(knobs["rows"]), int(knobs["cols"]), channels, str(knobs["layout"]), chunks)
 
-    def schedule(self, conv: DirectConv, tiling: Tiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
+    def schedule(self, conv: DirectConv, tiling: VectorTiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
         sch = s_tir.Schedule(conv.prim_func())
         width = lanes_of(target, tiling.workload.dtype)
         tile, part, out = (sch.get_sblock(name) for name in ("tile", "part", "out"))
@@ -112,7 +112,7 @@ class CpuVector(Template):
         sch.set_scope(part, 0, "local")
         sch.compute_at(tile, tile_at)
         # Any other split than by the true factors leaves divisions in the copy.
-        sch.split(sch.get_loops(tile)[-1], [tiling.channels, tiling.copies, tiling.in_rows, tiling.in_cols])
+        sch.split(sch.get_loops(tile)[-1], [tiling.channels, tiling.copies, tiling.in_rows, tiling.cols])
 
         part_v, _, _, part_f, c, j = sch.get_loops(part)[-6:]
         t, lane = sch.split(part_f, [None, width])

@@ -14,7 +14,7 @@ from tvm import s_tir, tirx
 from tvm.target import Target
 
 from tvm_sparse.compute.direct_conv import DirectConv
-from tvm_sparse.compute.geometry import Tiling
+from tvm_sparse.compute.vector_tiling import VectorTiling
 from tvm_sparse.schedules.base import Knobs, Template, too_large
 from tvm_sparse.schedules.gpu_target import thread_limit
 from tvm_sparse.schedules.primitives import bind_row_length, mark_row_length
@@ -36,10 +36,10 @@ class Fallback(Template):
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
         return {name: values[-1] for name, values in self.space(workload, target).items()}
 
-    def tiling(self, workload: ConvWorkload, knobs: Knobs) -> Tiling:
-        return Tiling(workload, 1, 1, workload.c_per_group)
+    def tiling(self, workload: ConvWorkload, knobs: Knobs) -> VectorTiling:
+        return VectorTiling(workload, 1, 1, workload.c_per_group)
 
-    def schedule(self, conv: DirectConv, tiling: Tiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
+    def schedule(self, conv: DirectConv, tiling: VectorTiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
         sch = s_tir.Schedule(conv.prim_func())
         tile, part, out = (sch.get_sblock(name) for name in ("tile", "part", "out"))
         sch.compute_inline(tile)

@@ -10,6 +10,8 @@ from tvm import s_tir, tirx
 from tvm.s_tir.schedule import _ffi_api as schedule_ffi
 
 ROW_LENGTH = "row_length"
+#: The arrays a row's length is read from: where the filter lies, or staged.
+ROW_LENGTHS = ("counts", "rows")
 
 
 def declare_whole_read(sch: s_tir.Schedule, block: Any, buffer: str, dims: int = 1) -> None:
@@ -84,9 +86,44 @@ def _outer_conditions(predicate: Any, loop: tirx.For) -> list[Any]:
 def _is_length_test(call: tvm.ir.Call) -> bool:
     if not str(call.op.name).endswith("if_then_else") or not isinstance(call.args[0], tirx.LT):
         return False
-    bound = call.args[0].b
-    return isinstance(bound, tvm.ir.TensorLoad) and bound.source.name == "counts"
+    loads: list[str] = []
+    tvm_ffi.structural_walk(call.args[0].b, (tvm.ir.TensorLoad, lambda load: loads.append(load.source.name)), order="pre")
+    return any(name.startswith(ROW_LENGTHS) for name in loads)
 
 
 def _drop_predicate(call: tvm.ir.Call) -> Any:
     return call.args[1] if _is_length_test(call) else call
+
+
+def branch_copies(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Turn `tile[..] = if_then_else(inside, x[..], 0)` of several elements a copy into two copies under a branch.
+
+    TVM 0.27 makes asynchronous copies of several elements only where there is no test in the value.
+    """
+
+    def in_block(block: s_tir.SBlock) -> Any:
+        store = block.body
+        if not block.name_hint.startswith("tile") or not isinstance(store, tirx.BufferStore):
+            return block
+        value = store.value
+        if not (isinstance(value, tvm.ir.Call) and str(value.op.name).endswith("if_then_else")):
+            return block
+        condition, inside, outside = value.args
+        body = tirx.IfThenElse(
+            condition,
+            tirx.BufferStore(store.buffer, inside, store.indices),
+            tirx.BufferStore(store.buffer, outside, store.indices),
+        )
+        return s_tir.SBlock(
+            block.iter_vars,
+            block.reads,
+            block.writes,
+            block.name_hint,
+            body,
+            block.init,
+            block.alloc_buffers,
+            block.match_buffers,
+            block.annotations,
+        )
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (s_tir.SBlock, in_block), order="post"))

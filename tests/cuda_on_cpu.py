@@ -20,18 +20,40 @@ PRELUDE = r"""
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <deque>
 #include <limits>
 #include <ucontext.h>
 #include <vector>
 using std::max; using std::min;
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) int2 { int x, y; };
+struct alignas(16) int4 { int x, y, z, w; };
+static float2 make_float2(float x, float y) { return {x, y}; }
+static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 struct dim { int x = 0, y = 0, z = 0; };
 static dim threadIdx, blockIdx;
-static std::vector<float> shared_memory;
+static float* shared_memory;  // on the next 16 bytes, as on a GPU
+static size_t shared_words;
 static std::vector<ucontext_t> fibers;
 static std::vector<std::vector<char>> stacks;
 static ucontext_t scheduler;
 static int running;
 static void __syncthreads() { swapcontext(&fibers[running], &scheduler); }
+// Asynchronous copies, made as late as the kernel's waits allow.
+struct copy { void* to; const void* from; int bytes; };
+static std::vector<std::deque<std::vector<copy>>> committed;
+static std::vector<std::vector<copy>> pending;
+static void copy_async(void* to, const void* from, int bytes) {
+  if ((size_t)to % bytes || (size_t)from % bytes) { fprintf(stderr, "a copy that is not aligned\n"); exit(5); }
+  pending[running].push_back({to, from, bytes});
+}
+static void commit_copies() { committed[running].push_back(pending[running]); pending[running].clear(); }
+static void wait_for_copies(size_t left) {
+  for (auto& groups = committed[running]; groups.size() > left; groups.pop_front())
+    for (copy& each : groups.front()) memcpy(each.to, each.from, each.bytes);
+}
 template <class Kernel> struct Launch {
   static Kernel* kernel;
   static std::vector<char>* finished;
@@ -41,11 +63,12 @@ template <class Kernel> Kernel* Launch<Kernel>::kernel;
 template <class Kernel> std::vector<char>* Launch<Kernel>::finished;
 template <class Kernel> void launch(dim grid, dim block, Kernel kernel) {
   int threads = block.x * block.y * block.z;
+  committed.assign(threads, {}); pending.assign(threads, {});
   fibers.resize(threads); stacks.assign(threads, std::vector<char>(1 << 16));
   for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
     std::vector<char> finished(threads, 0);
     Launch<Kernel>::kernel = &kernel; Launch<Kernel>::finished = &finished;
-    std::fill(shared_memory.begin(), shared_memory.end(), std::numeric_limits<float>::quiet_NaN());
+    std::fill(shared_memory, shared_memory + shared_words, std::numeric_limits<float>::quiet_NaN());
     for (int t = 0; t < threads; ++t) {
       getcontext(&fibers[t]);
       fibers[t].uc_stack.ss_sp = stacks[t].data(); fibers[t].uc_stack.ss_size = stacks[t].size();
@@ -101,6 +124,8 @@ def cuda_source(func: Any, target: Any) -> str:
     import tvm
     import tvm_ffi
 
+    from tvm_sparse.tvm_support import asynchronous_copies
+
     seen: list[str] = []
 
     def keep(source: str) -> bytearray:
@@ -111,7 +136,7 @@ def cuda_source(func: Any, target: Any) -> str:
     before = tvm_ffi.get_global_func(name, allow_missing=True)
     tvm_ffi.register_global_func(name, keep, override=True)
     try:
-        with target:
+        with target, asynchronous_copies():
             built = tvm.compile(tvm.IRModule({"main": func}), target=target)
     finally:
         if before is None:
@@ -123,7 +148,9 @@ def cuda_source(func: Any, target: Any) -> str:
 
 def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes: int) -> str:
     """C++ that loads the arrays, runs the kernels of `source` one after the other, and stores the output."""
-    kernels, steps = [], [f"shared_memory.resize({-(-shared_bytes // 4)});"]
+    words = -(-shared_bytes // 16) * 4
+    kernels = _asynchronous(source)
+    steps = [f"shared_words = {words}; shared_memory = (float*)aligned_alloc(16, {max(words, 4) * 4});"]
     for name, array in arrays.items():
         kind = {"float32": "float", "int32": "int"}[str(array.dtype)]
         steps.append(f'auto {name} = load<{kind}>("{name}.bin", {array.size});')
@@ -134,7 +161,9 @@ def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes
     found = re.findall(definition, source, flags=re.MULTILINE | re.DOTALL)
     for (code, name, parameters), (blocks, threads) in zip(found, launches(func), strict=True):
         dynamic = r"extern __shared__ __align__\(64\) (\w+) (\w+)\[\];"
-        kernels.append("static void " + re.sub(dynamic, r"\1* \2 = (\1*)shared_memory.data();", code))
+        code = re.sub(r"tvm_builtin_ptx_cp_async_commit_group\w*\(\)", "commit_copies()", code)
+        code = re.sub(r"tvm_builtin_ptx_cp_async_wait_group\w*_(\d+)\(\)", r"wait_for_copies(\1)", code)
+        kernels.append("static void " + re.sub(dynamic, r"\1* \2 = (\1*)shared_memory;", code))
         given = ", ".join(f"{parameter}.data()" for parameter in re.findall(r"(\w+)_ptr\b", parameters))
         block = ", ".join(map(str, threads))
         steps.append(f"launch(dim{{{blocks}, 1, 1}}, dim{{{block}}}, [&] {{ {name}({given}); }});")
@@ -144,6 +173,20 @@ def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes
         "return fclose(file);",
     ]
     return "\n".join([PRELUDE, "typedef unsigned char uchar;", *kernels, "int main() {", *steps, "}", ""])
+
+
+def _asynchronous(source: str) -> list[str]:
+    """Stand-ins for the functions that copy asynchronously, which TVM names after the sizes they take."""
+    functions = []
+    for name, bytes_, to, from_ in sorted(set(re.findall(r"(ptx_cp_async_legacy_\w*?c[ga]_(\d+)_(\d+)_(\d+))\(", source))):
+        copy = f"copy_async((char*)to + to_at * {to}, (const char*)from + from_at * {from_}, {bytes_})"
+        if "pred" in name:
+            zero = f"memset((char*)to + to_at * {to}, 0, {bytes_})"
+            body = f"(void* to, int to_at, const void* from, int from_at, int inside) {{ if (inside) {copy}; else {zero}; }}"
+        else:
+            body = f"(void* to, int to_at, const void* from, int from_at) {{ {copy}; }}"
+        functions.append(f"static void {name}{body}")
+    return functions
 
 
 def launches(func: Any) -> list[tuple[int, list[int]]]:

@@ -35,7 +35,8 @@ def run_kernel(built: Kernel, case: Case, target: Target) -> np.ndarray:
         y = tvm.runtime.tensor(case.poisoned_output())
         executable(*map(tvm.runtime.tensor, (inputs.pop("x"), *built.constants.arrays, *inputs.values())), y)
         return y.numpy()
-    constants = dict(zip(("values", "offsets", "starts", "counts"), built.constants.arrays, strict=True))
+    names = [param.name for param in built.func.params[1:]]
+    constants = dict(zip(names, built.constants.arrays, strict=False))
     arrays = {**inputs, **constants, "out": case.poisoned_output()}
     with tempfile.TemporaryDirectory() as folder:
         return run(built.func, target, arrays, shared_bytes(built), Path(folder))
@@ -46,4 +47,4 @@ def shared_bytes(built: Kernel) -> int:
     chosen: Any = template(built.template)
     if not hasattr(chosen, "shared_bytes"):
         return 0
-    return chosen.shared_bytes(chosen.tiling(built.workload, built.knobs), built.knobs)
+    return chosen.shared_bytes(chosen.tiling(built.workload, built.knobs), built.knobs, built.constants.offsets.shape[-1])

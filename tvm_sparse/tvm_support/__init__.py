@@ -5,7 +5,13 @@ Importing this package does not import TVM.
 
 from __future__ import annotations
 
-from tvm_sparse.tvm_support.cuda_builds import CudaBuild, check_cuda_modules, cuda_build, cuda_target
+from tvm_sparse.tvm_support.cuda_builds import (
+    CudaBuild,
+    asynchronous_copies,
+    check_cuda_modules,
+    cuda_build,
+    cuda_target,
+)
 from tvm_sparse.tvm_support.cuda_compilers import CudaCompiler, cuda_compiler
 from tvm_sparse.tvm_support.cuda_runtime import enable_cuda
 from tvm_sparse.tvm_support.release_check import import_tvm
@@ -13,6 +19,7 @@ from tvm_sparse.tvm_support.release_check import import_tvm
 __all__ = [
     "CudaBuild",
     "CudaCompiler",
+    "asynchronous_copies",
     "check_cuda_modules",
     "cuda_build",
     "cuda_compiler",

@@ -92,7 +92,7 @@ def cuda_build(archs: str | Iterable[str], *, target: Any = None, compiler: str 
     before = tvm_ffi.get_global_func(_CALLBACK, allow_missing=True)
     tvm_ffi.register_global_func(_CALLBACK, compile_source, override=True)
     try:
-        with build.target:
+        with build.target, asynchronous_copies():
             yield build
     except Exception:
         if failure:
@@ -103,6 +103,19 @@ def cuda_build(archs: str | Iterable[str], *, target: Any = None, compiler: str 
             tvm_ffi.remove_global_func(_CALLBACK)
         else:
             tvm_ffi.register_global_func(_CALLBACK, before, override=True)
+
+
+@contextmanager
+def asynchronous_copies() -> Iterator[None]:
+    """A pass context, otherwise as the current one, in which software pipelines copy with cp.async."""
+    import tvm
+
+    current = tvm.transform.PassContext.current()
+    config = {**dict(current.config), "tirx.use_async_copy": True}
+    with tvm.transform.PassContext(
+        current.opt_level, list(current.required_pass), list(current.disabled_pass), config=config
+    ):
+        yield
 
 
 def check_cuda_modules(executable: Any, build: CudaBuild) -> None:

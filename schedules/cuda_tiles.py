@@ -1,0 +1,156 @@
+"""Which tiles suit a layer on a GPU: the knobs the CUDA templates share, their limits and sensible values."""
+
+from __future__ import annotations
+
+import math
+
+from tvm.target import Target
+
+from tvm_sparse.compute.warp_tiling import ELEMENT_BYTES, WARP, Extents, WarpTiling
+from tvm_sparse.errors import InputError
+from tvm_sparse.schedules.base import Knobs
+from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
+from tvm_sparse.workload import ConvWorkload
+
+#: Sums a thread may keep in registers, and products the loop over nonzeros is unrolled to: more compile for minutes.
+MOST_SUMS = 128
+MOST_UNROLLED = 512
+#: Output channels of a row block that may share columns.
+VECTORS = (2, 4, 8)
+#: Above this density row blocks of several channels that share every column beat rows of their own nonzeros.
+DENSE_FROM = 0.6
+#: Pixels of a thread.
+MOST_PIXELS = 14
+#: Registers of a block of threads, and those of a thread that hold no sums.
+REGISTERS, OTHER_REGISTERS = 65536, 24
+#: Bytes of the int32 offset of a nonzero, and of the start and length of a row block.
+OFFSET_BYTES, ROW_BYTES = 4, 4
+#: Shared buffers: one to sum from, one to copy to; where they may start.
+BUFFERS, BUFFER_ALIGNMENT = 2, 64
+
+
+def extents(text: int | str) -> Extents:
+    """(images, rows, columns) of a knob "1x2x16"."""
+    images, rows, cols = map(int, str(text).split("x"))
+    return images, rows, cols
+
+
+def extents_text(sizes: Extents) -> str:
+    return "x".join(map(str, sizes))
+
+
+def tiling_of(workload: ConvWorkload, knobs: Knobs, splits: int = 1) -> WarpTiling:
+    return WarpTiling(workload, extents(knobs["lanes"]), extents(knobs["pixels"]), int(knobs["channels"]), splits)
+
+
+def why_not(workload: ConvWorkload, target: Target) -> str | None:
+    """What keeps every CUDA template with a staged tile from running this workload, or None."""
+    if target.kind.name != "cuda":
+        return f"target {target.kind.name} is not a CUDA GPU"
+    if workload.dtype not in ELEMENT_BYTES:
+        return f"only {', '.join(ELEMENT_BYTES)}, not {workload.dtype}"
+    smallest = min(tile_bytes(workload, lanes, (1, 1, 1), 1) for lanes in lane_shapes(workload))
+    if smallest > shared_limit(target):
+        return f"one channel of the smallest tile takes {smallest} bytes of shared memory, of {shared_limit(target)}"
+    if thread_limit(target) < WARP:
+        return f"blocks of {thread_limit(target)} threads hold no warp"
+    return None
+
+
+def lane_shapes(workload: ConvWorkload) -> tuple[Extents, ...]:
+    """The ways to lay a warp over images, rows and columns that leave less than half of it idle along every axis."""
+    powers = (1, 2, 4, 8, 16, 32)
+    return tuple(
+        (images, rows, WARP // images // rows)
+        for images in powers
+        for rows in powers
+        if images * rows <= WARP
+        and (images == 1 or images < 2 * workload.n)
+        and (rows == 1 or rows < 2 * workload.p)
+        and (images * rows == WARP or WARP // images // rows < 2 * workload.q or images * rows == 1)
+    )
+
+
+def tile_bytes(workload: ConvWorkload, lanes: Extents, pixels: Extents, channels: int) -> int:
+    """Shared memory of the input of one tile and chunk."""
+    return WarpTiling(workload, lanes, pixels, channels).elements * ELEMENT_BYTES[workload.dtype]
+
+
+def vector_of(knobs: Knobs) -> int:
+    kind, _, size = str(knobs["format"]).partition(":")
+    return int(size) if kind == "column_vector" else 1
+
+
+def format_for(workload: ConvWorkload, density: float) -> str:
+    """Column vectors for a dense filter, where every loaded input feeds several multiply-adds, otherwise CSR."""
+    vectors = [v for v in VECTORS if _whole(workload, v)]
+    return f"column_vector:{vectors[-1]}" if vectors and density > DENSE_FROM else "csr"
+
+
+def tile_space(workload: ConvWorkload) -> dict[str, tuple[int | str, ...]]:
+    """The knobs every CUDA template has."""
+    return {
+        "lanes": tuple(map(extents_text, lane_shapes(workload))),
+        "pixels": tuple(map(extents_text, pixel_shapes(workload))),
+        "channels": tuple(sorted({-(-workload.c_per_group // chunks) for chunks in (1, 2, 4, 8, 16, 32, 64, 128)})),
+        "warps": (1, 2, 4, 8, 16, 32),
+        "blocks_per_warp": (1, 2, 4, 8),
+        "pad_to": (1, 2, 4),
+        "format": ("csr", "sliced_ell:8", *(f"column_vector:{v}" for v in VECTORS if _whole(workload, v))),
+    }
+
+
+def pixel_shapes(workload: ConvWorkload) -> tuple[Extents, ...]:
+    """Pixels of a thread along images, rows and columns, MOST_PIXELS at most."""
+    sizes = (1, 2, 4, 7, 8, 14)
+    return tuple(
+        (images, rows, cols)
+        for images in (1, 2)
+        for rows in sizes
+        for cols in sizes
+        if images * rows * cols <= MOST_PIXELS and images <= workload.n and rows <= workload.p and cols <= workload.q
+    )
+
+
+def staged_bytes(tiling: WarpTiling, knobs: Knobs, entries: int, workers: int = 1) -> int:
+    """Shared memory of a block: `workers` chunks of input and filter, each in two buffers, rounded up as TVM does."""
+    size = ELEMENT_BYTES[tiling.workload.dtype]
+    rows = int(knobs["warps"]) * int(knobs["blocks_per_warp"])
+    parts = (tiling.elements * size, entries * vector_of(knobs) * size, entries * OFFSET_BYTES, rows * ROW_BYTES)
+    return sum(-(-BUFFERS * workers * part // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT for part in parts)
+
+
+def check_block(workload: ConvWorkload, target: Target, knobs: Knobs, warps: int, shared_bytes: int) -> None:
+    """Refuse what a block cannot hold, or what would take minutes to compile.
+
+    Parameters
+    ----------
+    warps : warps of a block
+    shared_bytes : shared memory of a block
+
+    Raises
+    ------
+    InputError
+        Too many threads, registers or statements, too much shared memory, or a block that reaches over two groups.
+    """
+    sums = math.prod(extents(knobs["pixels"])) * int(knobs["blocks_per_warp"]) * vector_of(knobs)
+    channels = int(knobs["warps"]) * int(knobs["blocks_per_warp"]) * vector_of(knobs)
+    limits = {
+        "threads a block": (warps * WARP, thread_limit(target)),
+        "bytes of shared memory a block": (shared_bytes, shared_limit(target)),
+        "sums a thread": (sums, MOST_SUMS),
+        "products a step": (sums * int(knobs["pad_to"]), MOST_UNROLLED),
+        "registers a block": ((sums + OTHER_REGISTERS) * warps * WARP, REGISTERS),
+    }
+    for what, (needed, allowed) in limits.items():
+        if needed > allowed:
+            raise InputError(f"{workload}: knobs {dict(knobs)}: {needed} {what}, {allowed} at most")
+    if channels >= 2 * workload.k_per_group and channels > vector_of(knobs):
+        raise InputError(f"{workload}: knobs {dict(knobs)}: half a block's {channels} channels would be idle")
+    if workload.groups > 1 and workload.k_per_group % channels:
+        raise InputError(f"{workload}: knobs {dict(knobs)}: a block of {channels} channels reaches over two groups")
+
+
+def _whole(workload: ConvWorkload, vector: int) -> bool:
+    """Blocks of `vector` output channels do not reach over two groups."""
+    return workload.groups == 1 or workload.k_per_group % vector == 0
