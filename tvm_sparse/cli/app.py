@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tvm_sparse.cli import bench, collect_env, compile, inspect, prune, run_library, verify
+from tvm_sparse.cli import bench, collect_env, compile, inspect, logs, prune, run_library, verify
 from tvm_sparse.errors import TvmSparseError
 
 INTERRUPTED = 130
@@ -28,6 +28,7 @@ app.command("compile", short_help="compile a model into one library")(compile.co
 app.command("run", short_help="run a library on given or random input")(run_library.command)
 app.command("verify", short_help="compare a library with its model")(verify.command)
 app.command("bench", short_help="time a library")(bench.command)
+app.add_typer(logs.app, name="logs", short_help="list, merge and prune tuning logs")
 app.command("collect-env", short_help="print versions, processor, GPUs")(collect_env.command)
 
 
