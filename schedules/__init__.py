@@ -7,12 +7,13 @@ from tvm.target import Target
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules.base import Template, too_large
 from tvm_sparse.schedules.cpu_vector import CpuVector
+from tvm_sparse.schedules.cuda_pattern import CudaPattern
 from tvm_sparse.schedules.cuda_pixel import CudaPixel
 from tvm_sparse.schedules.cuda_pixel_nonzero import CudaPixelNonzero
 from tvm_sparse.schedules.fallback import Fallback
 from tvm_sparse.workload import ConvWorkload
 
-TEMPLATES: tuple[Template, ...] = (CpuVector(), CudaPixel(), CudaPixelNonzero(), Fallback())
+TEMPLATES: tuple[Template, ...] = (CpuVector(), CudaPixel(), CudaPixelNonzero(), CudaPattern(), Fallback())
 #: Outputs below which a layer is split over nonzeros too: threads on outputs alone do not fill a large GPU.
 FEW_OUTPUTS = 150_000
 #: Nonzeros of a row below which there is nothing worth splitting.

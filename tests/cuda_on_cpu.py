@@ -32,6 +32,21 @@ static std::vector<std::vector<char>> stacks;
 static ucontext_t scheduler;
 static int running;
 static void __syncthreads() { swapcontext(&fibers[running], &scheduler); }
+// Asynchronous copies are made when their thread waits for them, as late as the GPU may make them.
+struct copy { float* to; const float* from; bool whole; };
+static std::vector<std::vector<std::vector<copy>>> copies;  // of a thread, by group
+static float* tvm_builtin_cuda_cvta_generic_to_shared(float* p) { return p; }
+static void tvm_builtin_ptx_cp_async_ca_src_size_async_ca_shared_global_4(float* to, const float* from, unsigned size) {
+  copies[running].back().push_back({to, from, size == 4});
+}
+static void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() { copies[running].push_back({}); }
+static void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_1() {
+  auto& groups = copies[running];
+  for (size_t g = 0; g + 2 < groups.size(); ++g) {
+    for (auto& c : groups[g]) *c.to = c.whole ? *c.from : 0;
+    groups[g].clear();
+  }
+}
 template <class Kernel> struct Launch {
   static Kernel* kernel;
   static std::vector<char>* finished;
@@ -44,6 +59,7 @@ template <class Kernel> void launch(dim grid, dim block, Kernel kernel) {
   fibers.resize(threads); stacks.assign(threads, std::vector<char>(1 << 16));
   for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
     std::vector<char> finished(threads, 0);
+    copies.assign(threads, {{}});
     Launch<Kernel>::kernel = &kernel; Launch<Kernel>::finished = &finished;
     std::fill(shared_memory.begin(), shared_memory.end(), std::numeric_limits<float>::quiet_NaN());
     for (int t = 0; t < threads; ++t) {
@@ -130,7 +146,7 @@ def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes
     for buffer in func.body.block.alloc_buffers:  # between kernels
         if buffer.scope() == "global":
             steps.append(f"std::vector<float> {buffer.name}({math.prod(int(e) for e in buffer.shape)}, NAN);")
-    definition = r'^extern "C" __global__ void __launch_bounds__\(\d+\) ((\w+)\(([^\n]*)\) \{\n.*?^\})'
+    definition = r'^extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?((\w+)\(([^\n]*)\) \{\n.*?^\})'
     found = re.findall(definition, source, flags=re.MULTILINE | re.DOTALL)
     for (code, name, parameters), (blocks, threads) in zip(found, launches(func), strict=True):
         dynamic = r"extern __shared__ __align__\(64\) (\w+) (\w+)\[\];"

@@ -35,7 +35,8 @@ def run_kernel(built: Kernel, case: Case, target: Target) -> np.ndarray:
         y = tvm.runtime.tensor(case.poisoned_output())
         executable(*map(tvm.runtime.tensor, (inputs.pop("x"), *built.constants.arrays, *inputs.values())), y)
         return y.numpy()
-    constants = dict(zip(("values", "offsets", "starts", "counts"), built.constants.arrays, strict=True))
+    names = ("values", "offsets", "starts", "counts")[: len(built.constants.arrays)]
+    constants = dict(zip(names, built.constants.arrays, strict=True))
     arrays = {**inputs, **constants, "out": case.poisoned_output()}
     with tempfile.TemporaryDirectory() as folder:
         return run(built.func, target, arrays, shared_bytes(built), Path(folder))

@@ -1,0 +1,243 @@
+"""Direct convolution for schedules that know the filter: its nonzeros become code, so no array of them is read.
+
+    x    (n, c, h, w)                     dense input
+    tile (n, g, ty, tx, chunk, e)         input of one tile and channel chunk, padded, in the layout of the tile
+    part (n, kg, ty, tx, v, f)            Σ over all chunks, channels of a chunk and kernel elements
+    out  (n, k, p, q)                     activation(part + bias + residual)
+
+Output channels come in row groups of `rows_per_group`: k = kg * rows_per_group + v. The expression is that of a dense
+convolution; schedules.pattern_code replaces its innermost sum by one multiply-add for every nonzero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import te, tirx
+
+from tvm_sparse.compute.direct_conv import DirectConv
+from tvm_sparse.compute.epilogue import apply_epilogue
+from tvm_sparse.errors import InputError
+from tvm_sparse.workload import ConvWorkload
+
+#: What a multiply-add and its share of the loads take in a program, in bytes (measured: 19 to 23).
+BYTES_PER_NONZERO = 21
+BANKS, BANK_BYTES = 32, 4
+MOST_INTERLEAVED = 8
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class PatternFilter:
+    """A filter that has become code: no arrays for the kernel to take."""
+
+    nonzeros: int
+
+    @property
+    def arrays(self) -> tuple[NDArray, ...]:
+        return ()
+
+    @property
+    def nbytes(self) -> int:
+        """What the nonzeros take in the program, about."""
+        return self.nonzeros * BYTES_PER_NONZERO
+
+
+@dataclass(frozen=True)
+class PatternTiling:
+    """Tiles of `rows` x `cols` output pixels, `channels` input channels a chunk, `rows_per_group` output channels.
+
+    In the staged tile 32 consecutive pixels f = row * cols + col stand in 32 memory banks, also where they reach over
+    rows: rows of `interleaved` channels lie side by side, so that the distance of two rows can be what the banks need,
+    and the columns of a stride lie apart by phase. A tile that is not staged is read from x, by pointwise filters only.
+    """
+
+    workload: ConvWorkload = field(repr=False)
+    rows: int
+    cols: int
+    channels: int
+    rows_per_group: int
+    staged: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.cols, self.channels, self.rows_per_group) < 1:
+            raise InputError(f"{self}: every size is 1 or more")
+        if not self.staged and not reads_own_pixel(self.workload):
+            raise InputError(f"{self.workload}: only a 1x1 filter without padding can do without a staged tile")
+
+    @property
+    def pixels(self) -> int:
+        return self.rows * self.cols
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tiles along rows and columns of the output."""
+        return -(-self.workload.p // self.rows), -(-self.workload.q // self.cols)
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.workload.c_per_group // self.channels)
+
+    @property
+    def row_groups(self) -> int:
+        """Row groups of all output channels; only the last one may be incomplete, and only without conv groups."""
+        return -(-self.workload.k // self.rows_per_group)
+
+    @property
+    def _steps(self) -> tuple[int, int, int, int, int, int]:
+        """Strides and dilations in units of the input rows and columns that are needed at all, and these units."""
+        workload = self.workload
+        unit_h = math.gcd(workload.stride[0], workload.dilation[0] if workload.r > 1 else 0)
+        unit_w = math.gcd(workload.stride[1], workload.dilation[1] if workload.s > 1 else 0)
+        (stride_h, stride_w), (dilation_h, dilation_w) = workload.stride, workload.dilation
+        return stride_h // unit_h, stride_w // unit_w, dilation_h // unit_h, dilation_w // unit_w, unit_h, unit_w
+
+    @property
+    def _phases(self) -> tuple[int, int]:
+        """Phases of the columns of a stride that the filter reads, and columns of each."""
+        _, stride, _, dilation, _, _ = self._steps
+        last = self.workload.s - 1
+        return max(s * dilation % stride for s in range(last + 1)) + 1, self.cols + last * dilation // stride
+
+    @property
+    def in_rows(self) -> int:
+        stride, _, dilation, _, _, _ = self._steps
+        return (self.rows - 1) * stride + (self.workload.r - 1) * dilation + 1
+
+    @property
+    def _lines(self) -> tuple[int, int]:
+        """Channels whose rows lie side by side, and the distance of two rows, with least waste."""
+        banks = BANKS * BANK_BYTES // DTYPE_BYTES[self.workload.dtype]
+        line = math.prod(self._phases)
+        if self.rows == 1:
+            return 1, line
+        step = self._steps[0]
+        found = [
+            (pitch / channels, channels, pitch)
+            for channels in range(1, MOST_INTERLEAVED + 1)
+            if self.channels % channels == 0
+            for pitch in range(channels * line, channels * line + banks)
+            if (step * pitch - self.cols) % banks == 0
+        ]
+        return min(found)[1:] if found else (1, line)
+
+    @property
+    def plane(self) -> int:
+        """Elements of the interleaved channels."""
+        return self.in_rows * self._lines[1]
+
+    @property
+    def planes(self) -> int:
+        return self.channels // self._lines[0]
+
+    @property
+    def elements(self) -> int:
+        """Elements of the buffer of one tile and chunk; 0 if it is not staged."""
+        return self.planes * self.plane if self.staged else 0
+
+    def offset(self, c: Any, r: Any, s: Any) -> Any:
+        """Where channel c of a chunk and kernel element (r, s) stand in the buffer, for pixel 0."""
+        _, stride_w, dilation_h, dilation_w, _, _ = self._steps
+        phase, shift = s * dilation_w % stride_w, s * dilation_w // stride_w
+        channels, pitch = self._lines
+        line = c % channels * math.prod(self._phases) + phase * self._phases[1] + shift
+        return c // channels * self.plane + r * dilation_h * pitch + line
+
+    def pixel(self, f: Any) -> Any:
+        """Offset of pixel f of the tile."""
+        return f // self.cols * (self._steps[0] * self._lines[1]) + f % self.cols
+
+    def source(self, e: Any, tile_row: Any, tile_col: Any) -> tuple[Any, Any, Any, list[Any]]:
+        """(channel in the chunk, input row, input column, conditions to read it) of buffer element e."""
+        workload = self.workload
+        channels, pitch = self._lines
+        phases, width = self._phases
+        _, stride_w, _, _, unit_h, unit_w = self._steps
+        slot, line = e % pitch // (phases * width), e % pitch % (phases * width)
+        top, left, _, _ = workload.padding
+        row = tile_row * (self.rows * workload.stride[0]) + e % self.plane // pitch * unit_h - top
+        col = tile_col * (self.cols * workload.stride[1]) + (line % width * stride_w + line // width) * unit_w - left
+        inside = [row >= 0, row < workload.h, col >= 0, col < workload.w]
+        if pitch > channels * phases * width:
+            inside.append(slot < channels)
+        return e // self.plane * channels + slot, row, col, inside
+
+
+def reads_own_pixel(workload: ConvWorkload) -> bool:
+    """Every output pixel reads one input pixel, and there is no padding."""
+    return (workload.r, workload.s) == (1, 1) and not any(workload.padding)
+
+
+def pad_filter(weight: NDArray, tiling: PatternTiling) -> NDArray[np.float64]:
+    """The filter as the expression reads it, padded by zeros to whole row groups and whole chunks."""
+    k, c, _, _ = weight.shape
+    rows, channels = tiling.row_groups * tiling.rows_per_group, tiling.chunks * tiling.channels
+    return np.pad(weight.astype(np.float64), ((0, rows - k), (0, channels - c), (0, 0), (0, 0)))
+
+
+def pattern_conv2d(tiling: PatternTiling) -> DirectConv:
+    """The convolution of `tiling.workload` as a function of x, weight (padded), [bias], [residual], out.
+
+    Blocks "tile" (only if staged), "part" and "out", in the shapes at the top of this file.
+    """
+    workload = tiling.workload
+    n, dtype, groups = workload.n, workload.dtype, workload.groups
+    grid_rows, grid_cols = tiling.grid
+    groups_per_conv = tiling.row_groups // groups if groups > 1 else tiling.row_groups
+    x = te.placeholder((n, workload.c, workload.h, workload.w), dtype, name="x")
+    filter_shape = (tiling.row_groups * tiling.rows_per_group, tiling.chunks * tiling.channels, workload.r, workload.s)
+    weight = te.placeholder(filter_shape, "float32", name="weight")
+
+    def read_input(i: Any, g: Any, ty: Any, tx: Any, chunk: Any, e: Any) -> Any:
+        channel, row, col, inside = tiling.source(e, ty, tx)
+        channel = chunk * tiling.channels + channel
+        if tiling.chunks * tiling.channels > workload.c_per_group:
+            inside.append(channel < workload.c_per_group)
+        element = x[i, g * workload.c_per_group + channel, row, col]
+        return tirx.if_then_else(tirx.all(*inside), element, tirx.const(0, dtype))
+
+    if tiling.staged:
+        shape = (n, groups, grid_rows, grid_cols, tiling.chunks, tiling.elements)
+        tile = te.compute(shape, read_input, name="tile")
+
+    chunk = te.reduce_axis((0, tiling.chunks), name="chunk")
+    c = te.reduce_axis((0, tiling.channels), name="c")
+    r = te.reduce_axis((0, workload.r), name="r")
+    s = te.reduce_axis((0, workload.s), name="s")
+
+    def total(i: Any, kg: Any, ty: Any, tx: Any, v: Any, f: Any) -> Any:
+        channel, g = chunk * tiling.channels + c, kg // groups_per_conv
+        if tiling.staged:
+            element = tile[i, g, ty, tx, chunk, tiling.offset(c, r, s) + tiling.pixel(f)]
+        else:
+            # A pixel beyond the output reads the last one there is: nobody stores its sum.
+            row = te.min((ty * tiling.rows + f // tiling.cols) * workload.stride[0], workload.h - 1)
+            col = te.min((tx * tiling.cols + f % tiling.cols) * workload.stride[1], workload.w - 1)
+            element = x[i, g * workload.c_per_group + channel, row, col]
+        product = weight[kg * tiling.rows_per_group + v, channel, r, s] * element.astype("float32")
+        return te.sum(product, axis=[chunk, c, r, s])
+
+    shape = (n, tiling.row_groups, grid_rows, grid_cols, tiling.rows_per_group, tiling.pixels)
+    part = te.compute(shape, total, name="part")
+
+    epilogue = workload.epilogue
+    bias = te.placeholder((workload.k,), dtype, name="bias") if epilogue.bias else None
+    out_shape = (n, workload.k, workload.p, workload.q)
+    residual = te.placeholder(out_shape, dtype, name="residual") if epilogue.residual else None
+
+    def output(i: Any, k: Any, p: Any, q: Any) -> Any:
+        rows, cols, group = tiling.rows, tiling.cols, tiling.rows_per_group
+        y = part[i, k // group, p // rows, q // cols, k % group, p % rows * cols + q % cols]
+        if bias is not None:
+            y = y + bias[k].astype("float32")
+        if residual is not None:
+            y = y + residual[i, k, p, q].astype("float32")
+        return apply_epilogue(y, epilogue).astype(dtype)
+
+    out = te.compute(out_shape, output, name="out")
+    optional = [tensor for tensor in (bias, residual) if tensor is not None]
+    return DirectConv([x, weight, *optional, out])
