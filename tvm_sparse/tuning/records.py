@@ -18,10 +18,8 @@ from tvm_sparse.workload import ConvWorkload, Epilogue
 #: Raised whenever a reader of the version before would misunderstand a record.
 FORMAT = 1
 OUTCOMES = ("ok", "build_failed", "run_failed", "timeout", "wrong")
-#: What a filter is stored as: its nonzeros, or (nearly) all weights.
+#: How a filter runs: on its nonzeros, or in blocks of channels that share columns, zeros and all.
 KINDS = ("sparse", "dense")
-#: A packed filter that stores this share of all weights is a dense one.
-DENSE_FROM = 0.75
 #: Density classes are a quarter of an octave wide and centred on 10 %, so that 5, 10 and 20 % are centres too.
 CLASSES_PER_OCTAVE, CENTRE, SMALLEST = 4, 0.1, 1e-4
 
@@ -73,8 +71,8 @@ class Site:
 class Record:
     """One trial of one layer. Times are of one call, in microseconds; `time_us` is the median of `repeats`.
 
-    `error` is the relative error against float64, or None where nothing could be compared; `layer` and `source`
-    (default, transfer, guided or random) are for people.
+    `error` is the relative error against float64, or None where nothing could be compared; `layer`,
+    `source` (default, seed, transfer, guided or random) and `timer` (graph, events or clock) say how it came about.
     """
 
     site: Site
@@ -92,6 +90,7 @@ class Record:
     message: str = ""
     layer: str = ""
     source: str = ""
+    timer: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     date: str = ""
 

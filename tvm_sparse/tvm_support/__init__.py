@@ -9,6 +9,7 @@ from tvm_sparse.tvm_support.cuda_builds import CudaBuild, check_cuda_modules, cu
 from tvm_sparse.tvm_support.cuda_compilers import CudaCompiler, cuda_compiler
 from tvm_sparse.tvm_support.cuda_runtime import enable_cuda
 from tvm_sparse.tvm_support.release_check import import_tvm
+from tvm_sparse.tvm_support.tensor_intrin import without_tensor_intrinsics
 
 __all__ = [
     "CudaBuild",
@@ -19,4 +20,5 @@ __all__ = [
     "cuda_target",
     "enable_cuda",
     "import_tvm",
+    "without_tensor_intrinsics",
 ]
