@@ -1,13 +1,12 @@
-"""Measure cases one after another while the kernels of the later ones are compiled."""
+"""Measure cases, those whose kernels are compiled first, while the kernels of the others are being compiled."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from dataclasses import dataclass
-from typing import Any
 
 from benchmarks.gpu_layers.build import Built, Job
 from benchmarks.gpu_layers.cases import Case
@@ -17,6 +16,8 @@ from benchmarks.gpu_layers.store import Record, Store
 
 #: Exit codes: all well; something wrong or without a time; the device was lost and a new process must go on.
 OK, BAD, LOST = 0, 1, 3
+#: How long compilers are waited for before the time budget is looked at again.
+WAIT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,19 @@ def measure(
     With `resume` a case that the store has from the same sources is left out, and so are dense peers of any run.
     """
     todo = [case for case in jobs if not (resume and _finished(store, case, run))]
-
     futures = {case: [(job, pool.submit(job)) for job in jobs[case]] for case in todo}
     outcomes: Counter[str] = Counter()
-    for number, case in enumerate(todo, start=1):
+    begin, number = time.monotonic(), 0
+    while futures:
         if limits.reached():
-            outcomes["not measured: out of time"] = len(todo) - number + 1
+            outcomes["not measured: out of time"] = len(futures)
             break
-        begin = time.monotonic()
+        case = _next(futures)
+        if case is None:
+            continue
+        waited, number = time.monotonic() - begin, number + 1
         known = store.dense(case.layer, case.batch, None if resume else run)
-        attempts = [Attempt(job.variant, job.key, kernel) for job, kernel in futures[case]]
-        _wait(kernel for _, kernel in futures[case])
-        waited = time.monotonic() - begin
+        attempts = [Attempt(job.variant, job.key, kernel) for job, kernel in futures.pop(case)]
         try:
             record, dense = measure_case(bench, case, attempts, peers=peers, known_dense=known, lethal=store.lethal)
         except DeviceLost as error:
@@ -82,9 +84,10 @@ def measure(
             return LOST
         store.add(case.key, record, dense, run)
         outcomes[outcome(record)] += 1
-        took = time.monotonic() - begin
+        took = time.monotonic() - begin - waited
+        begin = time.monotonic()
         text = line(case.key, record, {**known, **dense})
-        tell(f"[{number}/{len(todo)}] {text}  ({waited:.0f} s for compilers, {took - waited:.1f} s)")
+        tell(f"[{number}/{len(todo)}] {text}  ({waited:.0f} s for compilers, {took:.1f} s)")
     outcomes.update({"left out": len(jobs) - len(todo)} if len(jobs) > len(todo) else {})
     tell("; ".join(f"{count} {what}" for what, count in outcomes.items()))
     return BAD if any(outcomes[what] for what in ("wrong", "without a time")) else OK
@@ -122,7 +125,11 @@ def _finished(store: Store, case: Case, run: int) -> bool:
     return record is not None and store.runs[record["run"]]["sources"] == store.runs[run]["sources"]
 
 
-def _wait(kernels: Any) -> None:
-    kernel: Future[Built]
-    for kernel in kernels:
-        kernel.exception()
+def _next(futures: Mapping[Case, Sequence[tuple[Job, Future[Built]]]]) -> Case | None:
+    """The first case whose kernels are all compiled; None after a while without one."""
+    for case, kernels in futures.items():
+        if all(kernel.done() for _, kernel in kernels):
+            return case
+    pending = {kernel for kernels in futures.values() for _, kernel in kernels if not kernel.done()}
+    wait(pending, timeout=WAIT_S, return_when=FIRST_COMPLETED)
+    return None
