@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,7 +24,9 @@ from tvm_sparse.workload import ConvWorkload
 
 #: Largest relative error against float64, by the dtype of the data.
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
-REPEATS, REPEAT_US, MOST_CALLS = 7, 3000.0, 500
+REPEATS, REPEAT_US, MOST_CALLS = 11, 1000.0, 500
+#: Repeats go on while the quartiles are further apart than this share, so many times at most.
+STEADY, MOST_ROUNDS = 0.1, 3
 #: A candidate this much slower than the best so far is timed briefly: its exact time does not matter.
 HOPELESS, FEW_REPEATS = 2.5, 2
 #: Nonzeros among all weights, and values stored for each nonzero, from which on a filter runs as a dense one.
@@ -51,14 +52,14 @@ class Timing:
     timer: str
 
     @property
-    def median_us(self) -> float:
-        return statistics.median(self.times_us)
+    def time_us(self) -> float:
+        """The lower quartile: what else runs on a machine only ever adds time."""
+        return float(np.percentile(self.times_us, 25))
 
     @property
     def spread_us(self) -> float:
         """Between the quartiles."""
-        low, high = np.percentile(self.times_us, (25, 75))
-        return float(high - low)
+        return float(np.percentile(self.times_us, 75)) - self.time_us
 
 
 def ready_to_build(cuda: bool) -> None:
@@ -250,7 +251,15 @@ def _adaptively(times_us: Callable[[int, int], list[float]], best_us: float) -> 
     """Enough calls for a steady time; few of a candidate that is far behind."""
     first = min(times_us(1, 2))
     calls = max(1, min(MOST_CALLS, int(REPEAT_US / max(first, 0.1))))
-    return times_us(calls, FEW_REPEATS if first > HOPELESS * best_us else REPEATS)
+    if first > HOPELESS * best_us:
+        return times_us(calls, FEW_REPEATS)
+    times: list[float] = []
+    for _ in range(MOST_ROUNDS):
+        times += times_us(calls, REPEATS)
+        low, high = np.percentile(times, (25, 75))
+        if high <= (1 + STEADY) * low:
+            break
+    return times
 
 
 #: Of this process: where it measures, and with what.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
+from tvm_sparse.cuda.archs import parse_archs
 from tvm_sparse.errors import InputError
+from tvm_sparse.targets import make_target
 from tvm_sparse.tuning.candidates import Place, ready_to_run
 from tvm_sparse.tuning.fleet import remote_device
 from tvm_sparse.tuning.records import Site
+from tvm_sparse.tuning.tuner import Setting
 from tvm_sparse.tuning.workers import WorkerCrash, WorkerError, WorkerPool
 
 QUERY_TIMEOUT_S = 60.0
@@ -64,3 +68,35 @@ def list_gpus() -> list[tuple[str, str]]:
 def fleet_gpu(tracker: tuple[str, int, str]) -> Site:
     """The site of a fleet's GPUs, by the first server that answers."""
     return gpu_site(*remote_device(tracker, "cuda"))
+
+
+def setting_for(
+    kind: str,
+    *,
+    arch: str | Sequence[str] | None = None,
+    mcpu: str | None = None,
+    threads: int | None = None,
+    tracker: tuple[str, int, str] | None = None,
+) -> Setting:
+    """What to tune for and with, on the devices of this machine or those of a fleet.
+
+    Raises
+    ------
+    InputError
+        The device is not here, options do not go together, or the fleet does not answer.
+    CompileError
+        LLVM does not know `mcpu`, or an arch is unknown.
+    """
+    if kind != "cuda":
+        target = make_target(kind, arch=arch, mcpu=mcpu, threads=threads)
+        site = cpu_site(target)
+        if mcpu is not None and tracker is None and cpu_site(make_target(kind)).arch != site.arch:
+            raise InputError(f"--mcpu {mcpu}: this machine is another one, and only it can measure: use --rpc-tracker")
+        return Setting(site, target, places=(Place("cpu", threads=site.threads),), tracker=tracker)
+    gpus = local_gpus() if tracker is None else [fleet_gpu(tracker)]
+    site = gpus[0]
+    if arch is not None and parse_archs(arch) != (site.arch,):
+        raise InputError(f"--arch {arch}: the GPU that measures is {site.device}, {site.arch}")
+    target = make_target(kind, arch=site.arch, mcpu=mcpu, threads=threads)
+    places = tuple(Place("cuda", index) for index, gpu in enumerate(gpus) if gpu == site)
+    return Setting(site, target, archs=(site.arch,), places=places, tracker=tracker)

@@ -18,18 +18,22 @@ SESSION_TIMEOUT_S = 60
 ATTEMPTS = 3
 
 
-def parse_tracker(address: str) -> tuple[str, int]:
-    """HOST:PORT as its parts.
+def tracker_of(address: str | None, key: str | None) -> tuple[str, int, str] | None:
+    """Host, port and key of a tracker from HOST:PORT and the key; None where neither is given.
 
     Raises
     ------
     InputError
-        It is not of that form.
+        One is missing, or the address is not of that form.
     """
+    if address is None and key is None:
+        return None
+    if address is None or key is None:
+        raise InputError("a fleet needs both --rpc-tracker HOST:PORT and --rpc-key KEY")
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InputError(f"--rpc-tracker {address}: give it as HOST:PORT, such as 127.0.0.1:9190")
-    return host.strip("[]"), int(port)
+    return host.strip("[]"), int(port), key
 
 
 def count_servers(tracker: tuple[str, int, str]) -> int:

@@ -69,7 +69,8 @@ class Site:
 
 @dataclass(frozen=True)
 class Record:
-    """One trial of one layer. Times are of one call, in microseconds; `time_us` is the median of `repeats`.
+    """One trial of one layer. Times are of one call, in microseconds: the lower quartile and the
+    distance of the quartiles of `repeats` timings.
 
     `error` is the relative error against float64, or None where nothing could be compared; `layer`,
     `source` (default, seed, transfer, guided or random) and `timer` (graph, events or clock) say how it came about.

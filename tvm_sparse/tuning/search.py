@@ -19,6 +19,8 @@ from tvm_sparse.workload import ConvWorkload
 POOL, GENERATIONS, PARENTS = 384, 3, 48
 #: Every so many proposals one is random: what the model has never seen it cannot rank.
 RANDOM_EVERY = 8
+#: Changes that lead from a starting point to one near it.
+MUTATIONS = 2
 #: Neighbours to start from, and points taken from each.
 NEIGHBOURS, FROM_EACH = 4, 2
 
@@ -69,6 +71,7 @@ class LayerSearch:
         first += [Proposal(point, "seed") for point in space.defaults()]
         if model is not None:
             first += [Proposal(point, "transfer") for point in _from_neighbours(subject, space, neighbours)]
+        self._starts = [proposal.point for proposal in first]
         self._first = first
         self._proposed = 0
 
@@ -98,9 +101,18 @@ class LayerSearch:
         misses = 0
         while misses < 1000:
             following = next(guided, None) if self._proposed % RANDOM_EVERY else None
-            proposal = following or Proposal(self._space.random(self._rng), "random")
+            proposal = following or Proposal(self._drawn(), "random")
             misses = misses + 1 if proposal.point in self._tried else 0
             yield proposal
+
+    def _drawn(self) -> Point:
+        """A random point; of a search that a model will guide, every other one near a point it started from."""
+        if self._model is None or self._proposed % 2:
+            return self._space.random(self._rng)
+        point = self._rng.choice(self._starts)
+        for _ in range(MUTATIONS):
+            point = self._space.mutate(point, self._rng)
+        return point
 
     def _guided(self) -> Iterator[Proposal]:
         """The points of an evolved pool, the most promising first."""

@@ -174,7 +174,7 @@ class TrialBook:
             return replace(record, outcome="wrong", error=error, message=f"relative error {result.error:.2e}")
         return replace(
             record,
-            time_us=round(result.median_us, 3),
+            time_us=round(result.time_us, 3),
             spread_us=round(result.spread_us, 3),
             repeats=len(result.times_us),
             error=error,

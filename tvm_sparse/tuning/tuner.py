@@ -75,6 +75,7 @@ def tune(
     budget: Budget,
     log: str | Path,
     *,
+    begin: Callable[[Sequence[Tally]], None] = lambda tallies: None,
     told: Callable[[Tally], None] = lambda tally: None,
     warn: Callable[[str], None] = lambda problem: None,
 ) -> list[TunedLayer]:
@@ -83,7 +84,7 @@ def tune(
     Parameters
     ----------
     log : a folder; what it holds counts: finished trials are not repeated, other layers' records guide the search
-    told : called with the tally of a layer after each of its trials
+    begin, told : called with the tallies of all layers before the first trial, and with one after each of its trials
     warn : called with a line for every damaged line of the log
 
     Raises
@@ -104,6 +105,7 @@ def tune(
     for problem in known.problems:
         warn(problem)
     book = TrialBook(layers, setting.site, LogWriter(log), budget, known.records, told)
+    begin(list(book.tallies.values()))
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tvm-sparse-"))
         builders, runners = stack.enter_context(_workers(setting))
