@@ -12,6 +12,7 @@ code 1: a kernel was wrong, or a case has no time; 3: the GPU was lost, and a ne
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -44,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("layers", help="list the layers")
     listing.add_argument("--write", action="store_true", help="derive them from examples/networks anew")
     listing.set_defaults(call=_layers)
+    winners = commands.add_parser("winners", help="print the fastest knobs of a record as a candidates file")
+    winners.add_argument("record", type=Path)
+    winners.set_defaults(call=_winners)
     for name, call, text in (
         ("prepare", _prepare, "compile kernels into a folder"),
         ("run", _run, "measure on the first GPU"),
@@ -86,6 +90,14 @@ def _layers(options: argparse.Namespace) -> int:
     return 0
 
 
+def _winners(options: argparse.Namespace) -> int:
+    from benchmarks.gpu_layers.store import Store
+    from benchmarks.gpu_layers.variants import winners
+
+    print(json.dumps(winners(Store(options.record).cases), indent=1))
+    return 0
+
+
 def _prepare(options: argparse.Namespace) -> int:
     from benchmarks.gpu_layers.pool import CompilerPool
     from benchmarks.gpu_layers.run import prepare
@@ -113,7 +125,9 @@ def _run(options: argparse.Namespace) -> int:
     from benchmarks.gpu_layers.pool import CompilerPool
     from benchmarks.gpu_layers.run import Limits, measure
     from benchmarks.gpu_layers.store import Store
+    from tvm_sparse.tvm_support import enable_cuda
 
+    enable_cuda()
     store = Store(options.json)
     jobs = _jobs(options, device.arch)
     dense = tuple(name for name in DENSE if name != "cudnn_bf16" or options.dtype == "bfloat16")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from benchmarks.gpu_layers.layers import REFERENCE
-from benchmarks.gpu_layers.report import Report, crossing
+from benchmarks.gpu_layers.report import Report, crossing, ratios
 from benchmarks.gpu_layers.tables import CUDNN, PEERS, SPARSITY
 
 COLOURS = ("#1b6ca8", "#e08e0b", "#5a9e3d")
 BATCHES = (1, 32)
-#: The least and the greatest speed-up of an axis, as powers of two.
-LOW, HIGH = -3, 5
 FRAME, LABEL = "#888", 'font-family="sans-serif" font-size="11"'
 
 
@@ -48,19 +46,27 @@ class Drawing:
 
 
 class Panel:
-    """An axis of speed-ups, logarithmic, with a heavier line at 1."""
+    """An axis of speed-ups, logarithmic, with a heavier line at 1; `powers` of two are its least and its greatest."""
 
-    def __init__(self, drawing: Drawing, x: float, y: float, width: float, height: float) -> None:
-        self.drawing, self.x, self.y, self.width, self.height = drawing, x, y, width, height
-        for power in range(LOW, HIGH + 1):
+    def __init__(
+        self, drawing: Drawing, x: float, y: float, width: float, height: float, powers: tuple[int, int]
+    ) -> None:
+        self.x, self.y, self.width, self.height = x, y, width, height
+        self.low, self.high = powers
+        for power in range(self.low, self.high + 1):
             level = self.level(2.0**power)
             drawing.line([(x, level), (x + width, level)], "#444" if power == 0 else "#ddd", 1.5 if power == 0 else 1)
             drawing.text(x - 4, level + 4, f"{2.0**power:g}x", "end")
 
     def level(self, ratio: float) -> float:
-        """The y of a speed-up, held inside the panel."""
-        power = min(max(math.log2(ratio), LOW), HIGH)
-        return self.y + self.height * (HIGH - power) / (HIGH - LOW)
+        """The y of a speed-up."""
+        return self.y + self.height * (self.high - math.log2(ratio)) / (self.high - self.low)
+
+
+def powers_around(speed_ups: Iterable[float]) -> tuple[int, int]:
+    """The powers of two that enclose all speed-ups, and 0.5 and 2."""
+    logarithms = [math.log2(ratio) for ratio in speed_ups]
+    return math.floor(min([-1.0, *logarithms])), math.ceil(max([1.0, *logarithms]))
 
 
 def speed_ups(report: Report) -> str | None:
@@ -69,10 +75,11 @@ def speed_ups(report: Report) -> str | None:
     panels = [(batch, cases) for batch, cases in panels if any(case.ratio(peer) for case in cases for peer in CUDNN)]
     if not panels:
         return None
+    powers = powers_around(ratio for _, cases in panels for peer in CUDNN for ratio in ratios(cases, peer))
     drawing = Drawing(940, 40 + 310 * len(panels))
     _legend(drawing, [f"over {PEERS[peer]}" for peer in CUDNN])
     for number, (batch, cases) in enumerate(panels):
-        panel = Panel(drawing, 60, 60 + 310 * number, 860, 200)
+        panel = Panel(drawing, 60, 60 + 310 * number, 860, 200, powers)
         drawing.text(60, panel.y - 10, f"batch {batch}, {SPARSITY:.0%} zeros, float32", "start")
         slot = panel.width / len(REFERENCE)
         for case in cases:
@@ -103,10 +110,11 @@ def crossovers(report: Report) -> str | None:
     if not panels:
         return None
     columns = 4
+    powers = powers_around(ratio for _, curves in panels for curve in curves for _, ratio in curve)
     drawing = Drawing(columns * 235 + 10, 40 + 210 * -(-len(panels) // columns))
-    _legend(drawing, [f"batch {batch}, over {PEERS['cudnn_fp32']}; a ring marks 1x" for batch in BATCHES])
+    _legend(drawing, [f"batch {batch}, over {PEERS['cudnn_fp32']}" for batch in BATCHES])
     for number, (name, curves) in enumerate(panels):
-        panel = Panel(drawing, 45 + 235 * (number % columns), 60 + 210 * (number // columns), 185, 140)
+        panel = Panel(drawing, 45 + 235 * (number % columns), 60 + 210 * (number // columns), 185, 140, powers)
         drawing.text(panel.x + panel.width / 2, panel.y - 8, name)
         for sparsity in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
             drawing.text(_across(panel, sparsity), panel.y + panel.height + 14, f"{sparsity:.0%}")

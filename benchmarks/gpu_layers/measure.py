@@ -108,7 +108,7 @@ def measure_case(
     shape = case.shape.workload(case.batch)
     inputs = [x.float().view(shape.n, shape.c, shape.h, shape.w) for x in data.inputs]
     try:
-        rivals = Peers(shape, inputs, weight)
+        rivals = Peers(shape, inputs, weight, data.error)
         record["sparse_peers"] = rivals.measure(tuple(name for name in SPARSE if name in peers), bench.timer)
         return record, rivals.measure(dense, bench.timer)
     except RuntimeError as error:

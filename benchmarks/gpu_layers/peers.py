@@ -32,13 +32,20 @@ SPARSE = ("cusparse", "cusparse_im2col")
 class Peers:
     """The peers of one layer: `inputs` are COPIES tensors (n, c, h, w), `weight` is (k, c/groups, r, s), all float32.
 
-    Which values a dense weight has does not matter for its time; a sparse peer skips the zeros.
+    Which values a dense weight has does not matter for its time; a sparse peer skips the zeros. `error` says how far an
+    output (n, k, p, q) of the first input is from float64: it shows in which precision cuDNN computed.
     """
 
-    def __init__(self, workload: ConvWorkload, inputs: list[Any], weight: np.ndarray[Any, Any]) -> None:
+    def __init__(
+        self,
+        workload: ConvWorkload,
+        inputs: list[Any],
+        weight: np.ndarray[Any, Any],
+        error: Callable[[Any], float] | None = None,
+    ) -> None:
         import torch
 
-        self._torch, self._workload, self._inputs = torch, workload, inputs
+        self._torch, self._workload, self._inputs, self._error = torch, workload, inputs, error
         self._weight = torch.from_numpy(weight).to(inputs[0].device)
 
     def measure(self, names: tuple[str, ...], timer: Timer) -> dict[str, dict[str, Any]]:
@@ -49,11 +56,7 @@ class Peers:
             failures = []
             for form, make in self.forms(name).items():
                 try:
-                    with self._precision(name):
-                        launch = make()
-                        forms[form] = asdict(timer.time(launch))
-                        if name in CUDNN:
-                            forms[form]["cold_l2_us"] = timer.time_cold(launch).median_us
+                    forms[form] = self._measured(name, make, timer)
                 except (TimerError, RuntimeError) as error:  # out of memory, or a shape it does not take
                     if timer.lost():
                         raise
@@ -64,6 +67,16 @@ class Peers:
             else:
                 found[name] = {"skipped": "; ".join(failures)}
         return found
+
+    def _measured(self, name: str, make: Callable[[], Launch], timer: Timer) -> dict[str, Any]:
+        with self._precision(name):
+            launch = make()
+            found = asdict(timer.time(launch))
+            if name in CUDNN:
+                found["cold_l2_us"] = timer.time_cold(launch).median_us
+                if self._error is not None:
+                    found["error"] = self._error(launch(0))
+            return found
 
     def forms(self, name: str) -> dict[str, Callable[[], Launch]]:
         """The forms of a peer: functions that prepare one."""
@@ -177,11 +190,14 @@ class Peers:
 
     @contextmanager
     def _precision(self, name: str) -> Iterator[None]:
-        torch = self._torch
+        backends = self._torch.backends
+        flags = ((backends.cudnn, "allow_tf32"), (backends.cuda.matmul, "allow_tf32"), (backends.cudnn, "benchmark"))
+        before = [getattr(*flag) for flag in flags]
         allowed = CUDNN.get(name, ("float32", False))[1]
-        before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, allowed
+        for flag, value in zip(flags, (allowed, allowed, True), strict=True):
+            setattr(*flag, value)
         try:
-            with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=allowed):
-                yield
+            yield
         finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+            for flag, value in zip(flags, before, strict=True):
+                setattr(*flag, value)

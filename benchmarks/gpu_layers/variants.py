@@ -11,7 +11,7 @@ in which all but `template` and `knobs` may be left out to match every case; kno
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -72,6 +72,20 @@ def read_candidates(path: Path) -> list[Candidate]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: not a list of candidates: {type(error).__name__}: {error}") from error
     return found
+
+
+def winners(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a candidates file: for each measured case whose fastest knobs are no default, those."""
+    return [
+        {
+            "template": record["ours"]["template"],
+            "layers": record["layer"],
+            **{name: record[name] for name in ("batch", "sparsity", "dtype")},
+            "knobs": [record["ours"]["knobs"]],
+        }
+        for record in records
+        if "ours" in record and not record["ours"]["default"]
+    ]
 
 
 def variants_of(

@@ -54,6 +54,7 @@ def test_a_case_from_compiler_to_record(pool, tmp_path):
     assert record["ours"]["template"] == "cpu_vector"
     assert record["ours"]["time"]["median_us"] > record["variants"][0]["time"]["median_us"]
     assert record["nnz"] == round(0.1 * 832 * 48) and record["row_nnz"]["min"] < record["row_nnz"]["max"]
+    assert 0 < dense["peers"]["cudnn_fp32"]["error"] < 1e-5 < dense["peers"]["cudnn_fp16"]["error"]
     assert set(dense["peers"]) == set(ALL[:5]) and set(record["sparse_peers"]) == set(ALL[5:])
     assert "cpu_vector" in lines[0] and lines[-1] == "1 measured"
 

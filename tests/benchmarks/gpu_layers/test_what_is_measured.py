@@ -10,7 +10,7 @@ import pytest
 from benchmarks.gpu_layers.build import Job, source_digest
 from benchmarks.gpu_layers.cases import Case, select_cases
 from benchmarks.gpu_layers.layers import FILE, derive, layer_of, layers, write
-from benchmarks.gpu_layers.variants import Variant, read_candidates, variants_of
+from benchmarks.gpu_layers.variants import Variant, read_candidates, variants_of, winners
 from benchmarks.gpu_layers.weights import RealWeight, random_weight, real_weights, weight_of
 from tvm_sparse.errors import InputError
 
@@ -167,6 +167,16 @@ def test_variants_are_the_defaults_and_the_candidates(tmp_path):
     assert variants_of(Case("r50_14_3", 1, 0.9), target(), candidates, ["cuda_pixel"]) == variants_of(
         Case("r50_14_3", 1, 0.9), target(), (), ["cuda_pixel"]
     )
+
+
+def test_winners_become_candidates(tmp_path):
+    ours = {"template": "cuda_pixel", "knobs": {"warps": 2}, "default": False}
+    fields = {"layer": "alex3", "batch": 1, "sparsity": 0.9, "dtype": "float32"}
+    records = [{**fields, "ours": ours}, {**fields, "ours": {**ours, "default": True}}, fields]
+    (tmp_path / "c.json").write_text(json.dumps(winners(records)))
+    (candidate,) = read_candidates(tmp_path / "c.json")
+    assert candidate.matches(Case("alex3", 1, 0.9)) and candidate.knobs == ({"warps": 2},)
+    assert not candidate.matches(Case("alex3", 8, 0.9)) and not candidate.matches(Case("alex3", 1, 0.95))
 
 
 @pytest.mark.parametrize(
