@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from tvm_sparse.network.imported import ImportedModel
     from tvm_sparse.network.inspection import LayerSummary
     from tvm_sparse.network.replace import LayerDecision
+    from tvm_sparse.tuning.lookup import KnownKernels
     from tvm_sparse.tuning.trials import Tally
     from tvm_sparse.tuning.tuner import TunedLayer
 
 #: What can be compiled: a path to .onnx or .pt2, an onnx.ModelProto, a torch ExportedProgram.
 Model = Any
+#: The log that comes with this package.
+SHIPPED = "shipped"
 #: Trials of each layer where nobody says when to stop.
 DEFAULT_TRIALS = 64
 
@@ -93,6 +96,7 @@ def compile(
     batch: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int | None = None,
+    log: str | Path | None = SHIPPED,
     verify: bool = True,
     tolerance: float = 1e-4,
     progress: Callable[[str, float], None] | None = None,
@@ -107,6 +111,8 @@ def compile(
     sparse : "auto" decides for every convolution, "always" and "never" do what they say
     batch, shapes : pin what the model leaves open: the leading dimension, whole input shapes by input name
     threads : CPU threads that the work is cut for (default: those this process may use)
+    log : records of tune() to choose kernels by: a folder or file, by default those that come with this package; None
+        takes no records
     verify : compare with the original framework on a random input; not possible for a target this machine cannot run
     tolerance : largest relative error (L2, per output) that verification lets pass
     progress : called with the stage and its finished fraction
@@ -128,6 +134,7 @@ def compile(
     from tvm_sparse.tvm_support import check_cuda_modules, cuda_build
 
     check_mode(sparse)
+    known = _known_kernels(log, made)
     tell("import the model", 0.0)
     imported = import_model(model, batch=batch, shapes=shapes)
     tell("import the model", 1.0)
@@ -136,7 +143,7 @@ def compile(
         if target == "cuda":
             build = stack.enter_context(cuda_build(arch or "", target=made))
             archs = build.archs
-        built = build_network(imported, made, sparse, tell)
+        built = build_network(imported, made, sparse, tell, known)
         if target == "cuda":
             check_cuda_modules(built.executable, build)
     network = CompiledNetwork(built, _metadata(imported, built, made, archs))
@@ -249,6 +256,18 @@ def verify(model: Model, library: str | Path, *, tolerance: float = 1e-4, seed: 
                 f"{library}: was compiled from another model: {kind} {ours}; {imported.name} has {theirs}"
             )
     return compare(imported, network, tolerance=tolerance, seed=seed)
+
+
+def _known_kernels(log: str | Path | None, target: Any) -> KnownKernels | None:
+    if log is None:
+        return None
+    from tvm_sparse.tuning.log_files import read_log, shipped_logs
+    from tvm_sparse.tuning.lookup import KnownKernels
+
+    read = read_log(shipped_logs() if log == SHIPPED else log)
+    for problem in read.problems:
+        _warn(problem)
+    return KnownKernels.for_target(read.records, target)
 
 
 def _warn(problem: str) -> None:

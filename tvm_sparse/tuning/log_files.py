@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 
 from tvm_sparse.errors import InputError, OutputError
@@ -43,6 +44,11 @@ def log_files(place: str | Path) -> list[Path]:
     if not place.is_dir():
         raise InputError(f"{place}: no such log; `tvm-sparse tune --log` writes one")
     return sorted(path for path in place.rglob(f"*{SUFFIX}") if path.is_file())
+
+
+def shipped_logs() -> Path:
+    """The folder of the logs that come with this package."""
+    return Path(str(files("tvm_sparse.tuning_logs")))
 
 
 def read_log(*places: str | Path) -> Log:
