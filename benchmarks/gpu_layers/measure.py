@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from benchmarks.gpu_layers.build import Built
 from benchmarks.gpu_layers.cases import Case
 from benchmarks.gpu_layers.kernels import TOLERANCE, CaseData, LoadedKernel
 from benchmarks.gpu_layers.peers import DENSE, SPARSE, Peers
-from benchmarks.gpu_layers.pool import BuildError
+from benchmarks.gpu_layers.pool import BuildError, Refusal
 from benchmarks.gpu_layers.timing import Timer, TimerError
 from benchmarks.gpu_layers.variants import Variant
 from benchmarks.gpu_layers.weights import weight_of
@@ -33,11 +32,11 @@ class DeviceLost(Exception):
 
 @dataclass(frozen=True)
 class Attempt:
-    """A variant, the key of its kernel, and the kernel once it is compiled."""
+    """A variant, the key of its kernel, and what waits for the compiler or raises a BuildError."""
 
     variant: Variant
     key: str
-    kernel: Future[Built]
+    kernel: Callable[[], Built]
 
 
 @dataclass(frozen=True)
@@ -125,10 +124,15 @@ def _fastest(
     """Check and time every attempt into `rows`; the fastest that is right, or None."""
     best = None
     for attempt in attempts:
+        if attempt.variant.last_resort and best is not None:
+            continue
         row: Record = {**asdict(attempt.variant), "key": attempt.key}
         rows.append(row)
         try:
-            row["compile_s"] = (built := attempt.kernel.result()).seconds
+            row["compile_s"] = (built := attempt.kernel()).seconds
+        except Refusal as error:
+            row["refused"] = str(error)
+            continue
         except BuildError as error:
             row["failed"] = f"compile: {error}"
             continue

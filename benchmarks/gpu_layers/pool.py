@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_layers.build import Built, Job, build, built
+from tvm_sparse.errors import InputError
 
 _SPAWN = multiprocessing.get_context("spawn")
 
 
 class BuildError(Exception):
     """A kernel could not be compiled; the message says why."""
+
+
+class Refusal(BuildError):
+    """The template does not take this filter with these knobs."""
 
 
 class CompilerPool:
@@ -82,8 +87,8 @@ class _Worker:
         if not self._connection.poll(limit_s):
             raise TimeoutError(f"not compiled within {limit_s:g} s")
         result = self._connection.recv()
-        if isinstance(result, str):
-            raise BuildError(result)
+        if isinstance(result, BuildError):
+            raise result
         return result
 
     def kill(self) -> int | None:
@@ -103,8 +108,10 @@ def _serve(connection: Connection, compile_job: Any) -> None:
         except EOFError:
             return
         try:
-            result: Built | str = compile_job(job, folder)
+            result: Built | BuildError = compile_job(job, folder)
+        except InputError as error:
+            result = Refusal(str(error))
         except Exception as error:  # every failure of a compiler is a finding
             text = f"{type(error).__name__}: {error}"
-            result = text if len(text) < 400 else f"{text[:200]} ... {text[-200:]}"
+            result = BuildError(text if len(text) < 400 else f"{text[:200]} ... {text[-200:]}")
         connection.send(result)

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.gpu_layers.build import Built, Job
 from benchmarks.gpu_layers.cases import Case
 from benchmarks.gpu_layers.measure import Attempt, Bench, DeviceLost, measure_case
-from benchmarks.gpu_layers.pool import BuildError, CompilerPool
+from benchmarks.gpu_layers.pool import BuildError, CompilerPool, Refusal
 from benchmarks.gpu_layers.store import Record, Store
 
 #: Exit codes: all well; something wrong or without a time; the device was lost and a new process must go on.
@@ -31,14 +32,16 @@ class Limits:
 
 
 def prepare(jobs: Sequence[Job], pool: CompilerPool, tell: Callable[[str], None]) -> int:
-    """Compile all jobs; 1 if one with default knobs fails."""
-    names = {pool.submit(job): job for job in jobs}
+    """Compile all jobs but the last resorts, which `measure` compiles where it needs them; 1 if a default one fails."""
+    names = {pool.submit(job): job for job in jobs if not job.variant.last_resort}
     failed = []
     for done, future in enumerate(as_completed(names), start=1):
         job = names[future]
         label = f"[{done}/{len(names)}] {job.case.key} {job.variant.template}"
         try:
             tell(f"{label}: {future.result().seconds:.1f} s")
+        except Refusal as error:
+            tell(f"{label}: refused: {error}")
         except BuildError as error:
             tell(f"{label} {job.variant.knobs}: FAILED: {error}")
             failed.append(job)
@@ -62,7 +65,7 @@ def measure(
     With `resume` a case that the store has from the same sources is left out, and so are dense peers of any run.
     """
     todo = [case for case in jobs if not (resume and _finished(store, case, run))]
-    futures = {case: [(job, pool.submit(job)) for job in jobs[case]] for case in todo}
+    futures = {case: [pool.submit(job) for job in jobs[case] if not job.variant.last_resort] for case in todo}
     outcomes: Counter[str] = Counter()
     begin, number = time.monotonic(), 0
     while futures:
@@ -74,7 +77,8 @@ def measure(
             continue
         waited, number = time.monotonic() - begin, number + 1
         known = store.dense(case.layer, case.batch, None if resume else run)
-        attempts = [Attempt(job.variant, job.key, kernel) for job, kernel in futures.pop(case)]
+        del futures[case]
+        attempts = [Attempt(job.variant, job.key, partial(_compiled, pool, job)) for job in jobs[case]]
         try:
             record, dense = measure_case(bench, case, attempts, peers=peers, known_dense=known, lethal=store.lethal)
         except DeviceLost as error:
@@ -125,11 +129,15 @@ def _finished(store: Store, case: Case, run: int) -> bool:
     return record is not None and store.runs[record["run"]]["sources"] == store.runs[run]["sources"]
 
 
-def _next(futures: Mapping[Case, Sequence[tuple[Job, Future[Built]]]]) -> Case | None:
+def _compiled(pool: CompilerPool, job: Job) -> Built:
+    return pool.submit(job).result()
+
+
+def _next(futures: Mapping[Case, Sequence[Future[Built]]]) -> Case | None:
     """The first case whose kernels are all compiled; None after a while without one."""
     for case, kernels in futures.items():
-        if all(kernel.done() for _, kernel in kernels):
+        if all(kernel.done() for kernel in kernels):
             return case
-    pending = {kernel for kernels in futures.values() for _, kernel in kernels if not kernel.done()}
+    pending = {kernel for kernels in futures.values() for kernel in kernels if not kernel.done()}
     wait(pending, timeout=WAIT_S, return_when=FIRST_COMPLETED)
     return None

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.gpu_layers.cases import Case
 from tvm_sparse.errors import InputError
 
-#: Measured only where nothing else applies: it is right, and slow.
+#: Measured only where nothing else runs: it is right, and slow.
 LAST_RESORT = "fallback"
 _FIELDS = {"template", "layers", "batch", "sparsity", "dtype", "knobs"}
 
@@ -52,6 +52,10 @@ class Variant:
     template: str
     knobs: dict[str, int | str]
     default: bool
+
+    @property
+    def last_resort(self) -> bool:
+        return self.template == LAST_RESORT
 
 
 def read_candidates(path: Path) -> list[Candidate]:
@@ -91,7 +95,7 @@ def winners(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def variants_of(
     case: Case, target: Any, candidates: Sequence[Candidate] = (), templates: Sequence[str] = ("*",)
 ) -> list[Variant]:
-    """The variants of a case, each once.
+    """The variants of a case, each once, the last resort last.
 
     Raises
     ------
@@ -105,7 +109,7 @@ def variants_of(
     for template in TEMPLATES:
         if not any(fnmatch(template.name, pattern) for pattern in templates):
             continue
-        if template.applies(workload, target) or (template.name == LAST_RESORT and found):
+        if template.applies(workload, target):
             continue
         default = dict(template.default(workload, 1 - case.sparsity, target))
         found.append(Variant(template.name, default, True))

@@ -41,13 +41,13 @@ def bench() -> Bench:
     return Bench("cpu", H200, FakeTimer(), seed=1)
 
 
-def job(template: str = "fallback", case: Case = CASE) -> Job:
-    """A template with its default knobs, on the CPU."""
+def job(template: str = "fallback", case: Case = CASE, **changes: int | str) -> Job:
+    """A template with its default knobs, or some of them changed, on the CPU."""
     from benchmarks.gpu_layers.build import job_target
     from tvm_sparse.schedules import template as named
 
     knobs = dict(named(template).default(case.workload(), 1 - case.sparsity, job_target("llvm")))
-    return Job(case, Variant(template, knobs, True), "llvm", seed=1)
+    return Job(case, Variant(template, {**knobs, **changes}, not changes), "llvm", seed=1)
 
 
 def crash(job: Job, folder: Path) -> None:

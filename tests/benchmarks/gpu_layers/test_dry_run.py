@@ -26,11 +26,17 @@ def pool(tmp_path_factory):
     pool.close()
 
 
+def jobs(case):
+    """Two kernels, one that refuses every filter, and the last resort."""
+    refusing = job("cpu_vector", case, format="no such format")
+    return [refusing, job("cpu_vector", case), job("cpu_vector", case, cols=32), job("fallback", case)]
+
+
 def run(pool, path, *, where=None, resume=False, limits=None, sources="s", case=CASE, peers=ALL):
     store, lines = Store(path), []
     number = store.begin_run({"sources": sources})
     code = measure(
-        {case: [job("cpu_vector", case), job("fallback", case)]},
+        {case: jobs(case)},
         pool,
         where or bench(),
         store,
@@ -48,11 +54,12 @@ def test_a_case_from_compiler_to_record(pool, tmp_path):
     assert code == OK, lines
     text = json.loads((tmp_path / "r.json").read_text())
     (record,), (dense,) = text["cases"], text["dense"]
-    assert [row["template"] for row in record["variants"]] == ["cpu_vector", "fallback"]
-    assert all(0 < row["error"] < 1e-5 for row in record["variants"])
+    refused, *ran = record["variants"]
+    assert "unknown format" in refused["refused"] and [row["default"] for row in ran] == [True, False]
+    assert all(0 < row["error"] < 1e-5 and row["template"] == "cpu_vector" for row in ran), "no last resort was needed"
     # The fake timer doubles each time: the first is the fastest, and what is quoted is its later time.
-    assert record["ours"]["template"] == "cpu_vector"
-    assert record["ours"]["time"]["median_us"] > record["variants"][0]["time"]["median_us"]
+    assert record["ours"]["default"]
+    assert record["ours"]["time"]["median_us"] > ran[0]["time"]["median_us"]
     assert record["nnz"] == round(0.1 * 832 * 48) and record["row_nnz"]["min"] < record["row_nnz"]["max"]
     assert 0 < dense["peers"]["cudnn_fp32"]["error"] < 1e-5 < dense["peers"]["cudnn_fp16"]["error"]
     assert set(dense["peers"]) == set(ALL[:5]) and set(record["sparse_peers"]) == set(ALL[5:])
@@ -79,7 +86,7 @@ def test_the_time_budget_stops_in_between(pool, tmp_path):
 
 
 def test_a_wrong_kernel_gets_no_time(pool, tmp_path):
-    wrong = pool.submit(job("fallback")).result()
+    wrong = pool.submit(job("cpu_vector", cols=32)).result()
     stored = wrong.path.with_suffix(".npz")
     good = stored.read_bytes()
     with np.load(stored) as arrays:
@@ -91,10 +98,10 @@ def test_a_wrong_kernel_gets_no_time(pool, tmp_path):
     finally:
         stored.write_bytes(good)
     (record,) = json.loads((tmp_path / "r.json").read_text())["cases"]
-    row = record["variants"][1]
+    row = record["variants"][2]
     assert code == BAD and row["wrong"] and "time" not in row and row["error"] == pytest.approx(1e-3, rel=0.1)
     assert "WRONG" in lines[0] and lines[-1] == "1 wrong"
-    assert record["ours"]["template"] == "cpu_vector", "the right one still counts"
+    assert record["ours"]["default"], "the right one still counts"
 
 
 def test_a_lost_device_is_noted_and_its_kernel_not_run_again(pool, tmp_path):
@@ -109,7 +116,7 @@ def test_a_lost_device_is_noted_and_its_kernel_not_run_again(pool, tmp_path):
     assert json.loads(path.read_text())["lethal"] == [job("cpu_vector").key]
     assert run(pool, path, resume=True)[0] == OK
     (record,) = json.loads(path.read_text())["cases"]
-    assert record["ours"]["template"] == "fallback" and "took the device down" in record["variants"][0]["failed"]
+    assert not record["ours"]["default"] and "took the device down" in record["variants"][1]["failed"]
 
 
 def test_a_lost_device_in_a_peer(pool):
@@ -121,12 +128,12 @@ def test_a_lost_device_in_a_peer(pool):
             return super().time(launch)
 
     where: Bench = replace(bench(), timer=Dying())
-    attempt = job("fallback")
+    attempt = job("cpu_vector")
     with pytest.raises(DeviceLost) as caught:
         measure_case(
             where,
             CASE,
-            [Attempt(attempt.variant, attempt.key, pool.submit(attempt))],
+            [Attempt(attempt.variant, attempt.key, pool.submit(attempt).result)],
             peers=ALL,
             known_dense={},
         )
@@ -135,11 +142,14 @@ def test_a_lost_device_in_a_peer(pool):
 
 def test_prepare_compiles_once(tmp_path):
     lines: list[str] = []
+    written = []
     for _ in range(2):
         pool = CompilerPool(tmp_path, 1, 120)
-        assert prepare([job("fallback")], pool, lines.append) == OK
+        assert prepare(jobs(CASE), pool, lines.append) == OK
         pool.close()
-    assert len(list(tmp_path.glob("*.json"))) == 1 and lines[0] == lines[1]
+        written.append({path: path.stat().st_mtime_ns for path in tmp_path.iterdir()})
+    assert written[0] == written[1] and len(written[0]) == 2 * len(("so", "npz", "json"))
+    assert sum("refused" in line for line in lines) == 2
 
 
 def test_compilers_that_crash_raise_or_hang_cost_one_kernel_each(tmp_path):
@@ -148,8 +158,8 @@ def test_compilers_that_crash_raise_or_hang_cost_one_kernel_each(tmp_path):
     try:
         for batch, complaint in expected.items():
             with pytest.raises(BuildError, match=complaint):
-                pool.submit(job("fallback", replace(CASE, batch=batch))).result(timeout=60)
-        assert prepare([job("fallback")], pool, print) == BAD
+                pool.submit(job("cpu_vector", replace(CASE, batch=batch))).result(timeout=60)
+        assert prepare([job("cpu_vector")], pool, print) == BAD
     finally:
         pool.close()
 
@@ -157,7 +167,9 @@ def test_compilers_that_crash_raise_or_hang_cost_one_kernel_each(tmp_path):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_sixteen_bit_storage(tmp_path, dtype, pool):
     case = replace(CASE, dtype=dtype)
-    found = build(job("fallback", case), tmp_path)
-    assert found.constants[0] == dtype
-    code, lines = run(pool, tmp_path / "r.json", case=case, peers=())
-    assert code == OK, lines
+    assert build(job("fallback", case), tmp_path).constants[0] == dtype
+    store, lines = Store(tmp_path / "r.json"), []
+    number = store.begin_run({"sources": "s"})
+    options = {"peers": (), "resume": False, "limits": Limits(), "tell": lines.append}
+    assert measure({case: [job("fallback", case)]}, pool, bench(), store, number, **options) == OK, lines
+    assert store.cases[0]["ours"]["template"] == "fallback", "the last resort, where nothing else runs"

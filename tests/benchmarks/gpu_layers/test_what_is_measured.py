@@ -161,7 +161,8 @@ def test_variants_are_the_defaults_and_the_candidates(tmp_path):
     case = Case("r50_14_3", 32, 0.9)
     plain = variants_of(case, target())
     found = variants_of(case, target(), candidates)
-    assert all(variant.default for variant in plain) and "fallback" not in {variant.template for variant in plain}
+    assert all(variant.default for variant in plain)
+    assert [variant.last_resort for variant in plain] == [False] * (len(plain) - 1) + [True]
     (extra,) = [variant for variant in found if not variant.default]
     assert extra.template == "cuda_pixel" and extra.knobs["warps"] == 1 and len(found) == len(plain) + 1
     assert variants_of(Case("r50_14_3", 1, 0.9), target(), candidates, ["cuda_pixel"]) == variants_of(
