@@ -44,9 +44,9 @@ class Report:
         return self._store.cases
 
     @property
-    def runs(self) -> list[Record]:
-        """The runs that a case is from."""
-        return [self._store.runs[number] for number in sorted({record["run"] for record in self.records})]
+    def runs(self) -> dict[int, Record]:
+        """The runs that a case is from, by number."""
+        return {number: self._store.runs[number] for number in sorted({record["run"] for record in self.records})}
 
     def measured(self, **fields: Any) -> list[Measured]:
         """The cases with a time whose fields have these values."""

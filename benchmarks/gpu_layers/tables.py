@@ -26,18 +26,21 @@ RIVALS = (*CUDNN, "cusparse_im2col", "cublas_im2col", ESCOIN)
 
 
 def conditions(report: Report) -> str:
-    """The device, the versions and the commits of what the page quotes."""
+    """The device, the versions and the commits of what the page quotes, a line for each run that a case is from."""
     lines = []
-    for run in report.runs:
+    for number, run in report.runs.items():
         environment, device, libraries = run["environment"], run["device"], run["libraries"]
-        packages = environment["packages"]
         gpus = environment["cuda"]["gpus"] or [device["name"]]
         cudnn = libraries["cudnn"]
         version = f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}" if cudnn else "missing"
+        cases = report.measured(run=number)
+        clocks = [case.record["ours"]["time"]["clock_mhz"] for case in cases]
+        clock = f"{device['clock_khz'] // 1000} MHz"
+        clock += f", {min(clocks)} to {max(clocks)} MHz while measuring" if clocks else ""
         lines.append(
-            f"- {run['date']}: {gpus[0]}; {device['sms']} SMs at {device['clock_khz'] / 1e3:.0f} MHz; apache-tvm "
-            f"{packages['apache-tvm']}, torch {libraries['torch']}, cuDNN {version}; commit {environment['commit']}, "
-            f"kernel sources {run['sources']}; seed {run['seed']}."
+            f"- {run['date']}: {len(cases)} cases on {gpus[0]}; {device['sms']} SMs at {clock}; "
+            f"apache-tvm {environment['packages']['apache-tvm']}, torch {libraries['torch']}, cuDNN "
+            f"{version}; commit {environment['commit']}, kernel sources {run['sources']}; seed {run['seed']}."
         )
     return "\n".join(lines) or NOTHING
 

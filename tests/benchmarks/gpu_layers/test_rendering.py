@@ -29,7 +29,7 @@ PEERS_US = {"cudnn_fp32": 20.4, "cudnn_tf32": 8.0, "cudnn_fp16": 6.0, "cudnn_bf1
 
 
 def timing(us: float) -> dict:
-    return {"median_us": us, "p10_us": us * 0.98, "p90_us": us * 1.03}
+    return {"median_us": us, "p10_us": us * 0.98, "p90_us": us * 1.03, "clock_mhz": 1975}
 
 
 def fill(store: Store, cases: list[Case], us=lambda case: 4.0, template: str = "cuda_pixel") -> None:
@@ -167,6 +167,7 @@ def test_tables_of_a_full_record(path):
     )
     assert "vgg_14_512" in text["gpu-all-layers"] and "bfloat16" in text["gpu-sixteen-bit"]
     assert "| 1 | cuda_other | 0 of 13 | 13 | 2.00x |" in text["gpu-templates"]
+    assert "1980 MHz, 1975 to 1975 MHz while measuring" in text["gpu-conditions"]
     assert "cuDNN 9.19.0" in text["gpu-conditions"] and text["gpu-troubles"] == "Nothing."
 
 
