@@ -34,6 +34,7 @@ class Space(Protocol):
     def mutate(self, point: Point, rng: Random) -> Point: ...
     def cross(self, one: Point, other: Point, rng: Random) -> Point: ...
     def fitted(self, point: Point) -> Point | None: ...
+    def drop(self, template: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class LayerSearch:
         seed: int = 0,
     ) -> None:
         self.subject = subject
-        self._space, self._model, self._rng = space, model, Random(seed)
+        self.space, self._model, self._rng = space, model, Random(seed)
         self._tried: set[Point] = set()
         self._times: dict[Point, float] = {}
         first = [Proposal(space.untuned(untuned), "default")]
@@ -108,10 +109,10 @@ class LayerSearch:
     def _drawn(self) -> Point:
         """A random point; of a search that a model will guide, every other one near a point it started from."""
         if self._model is None or self._proposed % 2:
-            return self._space.random(self._rng)
+            return self.space.random(self._rng)
         point = self._rng.choice(self._starts)
         for _ in range(MUTATIONS):
-            point = self._space.mutate(point, self._rng)
+            point = self.space.mutate(point, self._rng)
         return point
 
     def _guided(self) -> Iterator[Proposal]:
@@ -129,15 +130,30 @@ class LayerSearch:
     def _children(self, parents: Sequence[Point]) -> Iterator[Point]:
         for number in range(POOL):
             if not parents or number % 4 == 0:
-                yield self._space.random(self._rng)
+                yield self.space.random(self._rng)
             elif number % 4 == 1:
-                yield self._space.cross(self._rng.choice(parents), self._rng.choice(parents), self._rng)
+                yield self.space.cross(self._rng.choice(parents), self._rng.choice(parents), self._rng)
             else:
-                yield self._space.mutate(self._rng.choice(parents), self._rng)
+                yield self.space.mutate(self._rng.choice(parents), self._rng)
 
     def _predicted(self, points: list[Point]) -> dict[Point, float]:
         assert self._model is not None
         return dict(zip(points, map(float, self._model.predict(self.subject, points)), strict=True)) if points else {}
+
+
+class Repetition:
+    """Takes the place of a layer's search to measure some points once more."""
+
+    def __init__(self, search: LayerSearch, again: Sequence[Proposal]) -> None:
+        self.subject, self.space = search.subject, search.space
+        self._again = list(again)
+
+    def observe(self, point: Point, time_us: float | None) -> None:
+        pass
+
+    def proposals(self) -> Iterator[Proposal]:
+        while self._again:
+            yield self._again.pop()
 
 
 def _from_neighbours(subject: Subject, space: Space, records: Iterable[Record]) -> list[Point]:

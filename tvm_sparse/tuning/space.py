@@ -52,6 +52,11 @@ class LayerSpace:
         """Points in all, those whose knobs do not go together included."""
         return sum(math.prod(map(len, space.values())) for space in self._spaces.values())
 
+    def drop(self, template: str) -> None:
+        """Leave a template out from now on, unless it is the last."""
+        if len(self._spaces) > 1:
+            self._spaces.pop(template, None)
+
     def untuned(self, kind: str) -> Point:
         """What runs a layer without a log: sparse or dense."""
         density = self._density if kind == "sparse" else 1.0
@@ -61,9 +66,9 @@ class LayerSpace:
     def defaults(self) -> list[Point]:
         """The defaults of every template, for the layer as it is and as if it were dense."""
         points = [
-            Point.of(name, one.default(self._workload, density, self._target))
+            Point.of(name, self._templates[name].default(self._workload, density, self._target))
             for density in (self._density, 1.0)
-            for name, one in self._templates.items()
+            for name in self._spaces
         ]
         return list(dict.fromkeys(points))
 

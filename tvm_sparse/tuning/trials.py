@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from tvm_sparse.tuning.layers import Layer
 from tvm_sparse.tuning.log_files import LogWriter
 from tvm_sparse.tuning.records import Record, Rows, Site, density_class
 from tvm_sparse.tuning.search import Proposal
-from tvm_sparse.tuning.selection import deduplicated
+from tvm_sparse.tuning.selection import best, deduplicated
+from tvm_sparse.tuning.space import Point
 
 PACKAGES = ("tvm-sparse", "apache-tvm", "apache-tvm-ffi")
 MESSAGE_CHARACTERS = 300
@@ -124,6 +126,23 @@ class TrialBook:
             granted = 0 if self.stopped else max(0, min(left))
             tally.granted += granted
             return granted
+
+    def lift_budget(self) -> None:
+        """From now on every trial is granted."""
+        self.budget, self._end = Budget(), math.inf
+
+    def unconfirmed(self, layer: Layer) -> list[Proposal]:
+        """What a verdict on a layer rests on, so far as it was measured but once and on a CPU, where others run too.
+
+        These are the default, the fastest and the next, the fastest sparse and the fastest dense one.
+        """
+        tally = self.tallies[layer]
+        right = sorted((one for one in tally.records if one.ok), key=lambda one: one.time_us or math.inf)
+        times = Counter(one.point for one in right)
+        named = [*right[:2], best(right, "sparse"), best(right, "dense")]
+        named += [one for one in right if one.source == "default"]
+        wanted = [one for one in named if one is not None and one.timer == "clock" and times[one.point] == 1]
+        return list(dict.fromkeys(Proposal(Point.of(one.template, one.knobs), one.source) for one in wanted))
 
     def give_back(self, layer: Layer, trials: int) -> None:
         """Trials that were granted and not made."""

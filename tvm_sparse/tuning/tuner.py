@@ -22,8 +22,9 @@ from tvm_sparse.tuning.layers import Layer
 from tvm_sparse.tuning.log_files import LogWriter, read_log
 from tvm_sparse.tuning.records import Knobs, Site, density_class
 from tvm_sparse.tuning.search import LayerSearch
-from tvm_sparse.tuning.selection import best
+from tvm_sparse.tuning.selection import best, deduplicated
 from tvm_sparse.tuning.space import LayerSpace
+from tvm_sparse.tuning.tasks import LayerTask, Model
 from tvm_sparse.tuning.trials import Budget, Tally, TrialBook
 from tvm_sparse.tuning.workers import WorkerPool
 
@@ -117,15 +118,15 @@ def tune(
 def summary(tally: Tally) -> TunedLayer:
     """What was found for a layer."""
     fastest, dense = best(tally.records), best(tally.records, "dense")
-    default = next((record for record in tally.records if record.ok and record.source == "default"), None)
+    default = best(record for record in tally.records if record.source == "default")
     gain = default.time_us / fastest.time_us if default and fastest and default.time_us and fastest.time_us else None
     return TunedLayer(
         name=tally.layer.name,
         workload=str(tally.layer.workload),
         density=tally.layer.density,
         count=tally.layer.count,
-        trials=len(tally.records),
-        failed=dict(Counter(record.outcome for record in tally.records if not record.ok)),
+        trials=len({record.point for record in tally.records}),
+        failed=dict(Counter(record.outcome for record in deduplicated(tally.records) if not record.ok)),
         default_us=default.time_us if default else None,
         dense_us=dense.time_us if dense else None,
         best_us=fastest.time_us if fastest else None,
@@ -148,10 +149,10 @@ def _search(book: TrialBook, setting: Setting, builders: WorkerPool, runners: Wo
 
     guided = setting.strategy == "guided"
     threads = min(4, max(1, builders.size - 1))
-    model = metaschedule.Model(book, CostModel(threads=threads, seed=setting.seed)) if guided else None
+    model = Model(book, CostModel(threads=threads, seed=setting.seed)) if guided else None
     if model is not None:
         model.refresh()
-    tasks = {}
+    tasks: dict[Layer, LayerTask] = {}
     for number, (layer, tally) in enumerate(book.tallies.items()):
         subject = Subject(layer.workload, layer.density, tally.rows)
         space = LayerSpace(layer.workload, layer.density, setting.target)
@@ -166,17 +167,26 @@ def _search(book: TrialBook, setting: Setting, builders: WorkerPool, runners: Wo
             seed=setting.seed + number,
         )
         home = folder / str(number)
-        tasks[layer] = metaschedule.LayerTask(layer, search, book, model, setting.target, builders, home)
+        tasks[layer] = LayerTask(layer, search, book, model, setting.target, builders, home)
     builder = metaschedule.CandidateBuilder(book, builders, setting.target, setting.archs)
     remote = setting.tracker is not None
     overlap = remote or setting.places[0].kind == "cuda"
     runner = metaschedule.CandidateRunner(book, runners, tasks, overlap, ATTEMPTS if remote else 1)
     batch = setting.batch or max(SMALLEST_BATCH, min(LARGEST_BATCH, builders.size))
     evenly = book.budget.trials is None and book.budget.seconds is None
-    with without_tensor_intrinsics():
-        metaschedule.tune_tasks(
-            list(tasks.values()), setting.target, builder, runner, batch=batch, evenly=evenly, seed=setting.seed
-        )
+    known = len(book.history)
+
+    def run(tasks: list[LayerTask], evenly: bool) -> None:
+        with without_tensor_intrinsics():
+            metaschedule.tune_tasks(
+                tasks, setting.target, builder, runner, batch=batch, evenly=evenly, seed=setting.seed
+            )
+
+    run(list(tasks.values()), evenly)
+    fresh = {record.layer for record in book.history[known:]}
+    if book.fault is None and fresh:
+        book.lift_budget()
+        run([task.again() for layer, task in tasks.items() if layer.name in fresh], True)
 
 
 @contextmanager
