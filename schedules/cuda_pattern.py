@@ -32,24 +32,24 @@ from tvm_sparse.compute.pattern_conv import (
     reads_own_pixel,
 )
 from tvm_sparse.errors import InputError
+from tvm_sparse.schedules import pattern_tile
 from tvm_sparse.schedules.async_copy import copy_ahead, mark_copy_ahead
-from tvm_sparse.schedules.base import Kernel, Knobs, Template, closest_divisor
+from tvm_sparse.schedules.base import Kernel, Knobs, Template
 from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
 from tvm_sparse.schedules.pattern_code import evaluate_pattern, mark_pattern
 from tvm_sparse.schedules.primitives import declare_whole_read
-from tvm_sparse.schedules.storage import find_buffer, replace_buffer
+from tvm_sparse.schedules.storage import find_buffer, keep_resident, replace_buffer
 from tvm_sparse.workload import ConvWorkload
 
-WARP = 32
 #: What nvcc compiles in about a minute.
-MOST_NONZEROS = 16_000
+MOST_NONZEROS = 65_000
 #: Code of one row group that stays in the instruction cache of a multiprocessor.
 CODE_BYTES = 100 * 1024
 #: Sums of a thread; the rest of 128 registers is for inputs under way and addresses.
 MOST_SUMS = 96
 ROWS_PER_GROUP = (8, 16, 32, 64, 96)
-#: Threads of a block, and shared memory of a tile, that leave room for several blocks a multiprocessor.
-THREADS, STAGED_BYTES = 256, 32 * 1024
+#: Threads of a block, and shared memory of its tiles, that leave room for several blocks a multiprocessor.
+THREADS, STAGED_BYTES = 256, 64 * 1024
 
 
 class CudaPattern(Template):
@@ -60,9 +60,9 @@ class CudaPattern(Template):
             return f"target {target.kind.name} is not a CUDA GPU"
         if workload.dtype not in DTYPE_BYTES:
             return f"only {' and '.join(DTYPE_BYTES)}, not {workload.dtype}"
-        if thread_limit(target) < WARP:
+        if thread_limit(target) < pattern_tile.WARP:
             return f"blocks of {thread_limit(target)} threads hold no warp"
-        smallest = self._shared_bytes(PatternTiling(workload, 1, 1, 1, 1, not reads_own_pixel(workload)), 1)
+        smallest = pattern_tile.smallest_bytes(workload)
         if smallest > shared_limit(target):
             return (
                 f"one channel of the smallest tile takes {smallest} bytes of shared memory, of {shared_limit(target)}"
@@ -79,47 +79,50 @@ class CudaPattern(Template):
         )
 
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
-        most = min(1024, thread_limit(target))
-        cols = {-(-workload.q // parts) for parts in (1, 2, 4, 7, 14, 28)} | {32, 64, 128, 256}
-        chunks = {-(-workload.c_per_group // chunks) for chunks in (1, 2, 4, 8, 16, 32, 64, 128)}
-        stages = ((0,) if reads_own_pixel(workload) else ()) + (1,) + ((2,) if _copies_words(workload) else ())
+        own = reads_own_pixel(workload)
+        groups = {pattern_tile.rows_per_group(workload, rows) for rows in ROWS_PER_GROUP}
         return {
-            "rows": tuple(rows for rows in (1, 2, 4, 7, 8, 14, 16) if rows < 2 * workload.p),
-            "cols": tuple(sorted(c for c in cols if c <= min(most, max(2 * workload.q, WARP)))),
-            "channels": tuple(sorted(chunks)),
-            "rows_per_group": tuple(sorted({_whole_group(workload, rows) for rows in ROWS_PER_GROUP})),
-            "stages": stages,
+            "images": tuple(images for images in pattern_tile.IMAGES if images <= workload.n),
+            "rows": pattern_tile.tile_widths(workload.p),
+            "cols": (*pattern_tile.tile_widths(workload.q), *((64, 128, 256) if own else ())),
+            "channels": tuple(sorted({-(-workload.c_per_group // 2**halvings) for halvings in range(8)})),
+            "rows_per_group": tuple(sorted(groups)),
+            "stages": ((0,) if own else ()) + ((1, 2) if _copies_words(workload) else (1,)),
             "order": ("groups", "tiles"),
+            "blocks_per_sm": (0, 2, 3, 4),
         }
 
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
         row_bytes = density * workload.c_per_group * workload.r * workload.s * BYTES_PER_NONZERO
-        fitting = [rows for rows in ROWS_PER_GROUP if rows * row_bytes <= CODE_BYTES] or [ROWS_PER_GROUP[0]]
-        rows_per_group = _whole_group(workload, min(fitting[-1], 64))
-        staged = not reads_own_pixel(workload)
-        rows, cols = _best_tile(workload, min(THREADS, thread_limit(target)), min(STAGED_BYTES, shared_limit(target)))
-        channels = workload.c_per_group
-        if staged:
-            channels = _channels_within(workload, rows, cols, min(STAGED_BYTES, shared_limit(target)))
+        fitting = [rows for rows in ROWS_PER_GROUP[:-1] if rows * row_bytes <= CODE_BYTES] or [ROWS_PER_GROUP[0]]
+        group = pattern_tile.rows_per_group(workload, fitting[-1])
+        threads = pattern_tile.fill(workload, group, min(THREADS, thread_limit(target)))
+        images, rows, cols, channels, stages = 1, 1, threads, workload.c_per_group, 0
+        if not reads_own_pixel(workload):
+            budget = min(STAGED_BYTES, shared_limit(target))
+            images, rows, cols = tile = pattern_tile.best_tile(workload, threads, budget)
+            stages = 2 if _copies_words(workload) else 1
+            channels = pattern_tile.channels_within(workload, tile, stages, budget)
+            stages = stages if channels < workload.c_per_group else 1
         return {
+            "images": images,
             "rows": rows,
             "cols": cols,
             "channels": channels,
-            "rows_per_group": rows_per_group,
-            "stages": 1 if staged else 0,
+            "rows_per_group": group,
+            "stages": stages,
             "order": "groups" if workload.k * row_bytes > CODE_BYTES else "tiles",
+            "blocks_per_sm": 0,
         }
 
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> PatternTiling:  # type: ignore[override]
-        rows, cols, channels, group = (int(knobs[name]) for name in ("rows", "cols", "channels", "rows_per_group"))
-        return PatternTiling(workload, rows, cols, channels, group, int(knobs["stages"]) > 0)
+        images, rows, cols = int(knobs["images"]), int(knobs["rows"]), int(knobs["cols"])
+        channels, group = int(knobs["channels"]), int(knobs["rows_per_group"])
+        return PatternTiling(workload, images, rows, cols, channels, group, staged=int(knobs["stages"]) > 0)
 
     def shared_bytes(self, tiling: PatternTiling, knobs: Knobs) -> int:
         """Shared memory of a block."""
-        return self._shared_bytes(tiling, int(knobs["stages"]))
-
-    def _shared_bytes(self, tiling: PatternTiling, stages: int) -> int:
-        return tiling.elements * stages * DTYPE_BYTES[tiling.workload.dtype]
+        return pattern_tile.shared_bytes(tiling, int(knobs["stages"]))
 
     def kernel(self, workload: ConvWorkload, weight: NDArray, target: Target, knobs: Knobs | None = None) -> Kernel:
         """Schedule the convolution and write the nonzeros of `weight` into it.
@@ -135,14 +138,12 @@ class CudaPattern(Template):
         func = evaluate_pattern(scheduled, pad_filter(weight, tiling), tiling.rows_per_group, tiling.channels)
         if int(chosen["stages"]) == 2:
             func = copy_ahead(func, find_buffer(func, "tile_shared.dyn"))
+        if blocks := int(chosen["blocks_per_sm"]):
+            func = keep_resident(func, blocks)
         return self.finished(workload, chosen, func, PatternFilter(int((weight != 0).sum())))
 
-    def schedule(
-        self,
-        conv: DirectConv,
-        tiling: PatternTiling,
-        knobs: Knobs,
-        target: Target,  # type: ignore[override]
+    def schedule(  # type: ignore[override]
+        self, conv: DirectConv, tiling: PatternTiling, knobs: Knobs, target: Target
     ) -> tirx.PrimFunc:
         """The schedule of any filter of this shape, its parameter "weight" still to be evaluated."""
         self._check(tiling, knobs, target)
@@ -151,12 +152,21 @@ class CudaPattern(Template):
         declare_whole_read(sch, out, "part", dims=2)
         sch.set_scope(part, 0, "local")
 
-        image, k, p, q = sch.get_loops(out)
+        if tiling.staged:
+            image, k, p, q = sch.get_loops(out)
+            tile_image, image = sch.split(image, [None, tiling.images])
+            tile_row, row = sch.split(p, [None, tiling.rows])
+            tile_col, col = sch.split(q, [None, tiling.cols])
+            tiles, pixels = [tile_image, tile_row, tile_col], [image, row, col]
+        else:
+            rows, cols = tiling.workload.p, tiling.workload.q
+            sch.transform_block_layout(out, lambda i, k, p, q: (k, (i * rows + p) * cols + q))
+            k, pixel = sch.get_loops(out)
+            tile, pixel = sch.split(pixel, [None, tiling.pixels])
+            tiles, pixels = [tile], [pixel]
         group, v = sch.split(k, [None, tiling.rows_per_group])
-        tile_row, row = sch.split(p, [None, tiling.rows])
-        tile_col, col = sch.split(q, [None, tiling.cols])
-        outer = [group, image, tile_row, tile_col] if knobs["order"] == "groups" else [image, tile_row, tile_col, group]
-        sch.reorder(*outer, row, col, v)
+        outer = [group, *tiles] if knobs["order"] == "groups" else [*tiles, group]
+        sch.reorder(*outer, *pixels, v)
         block = sch.fuse(*outer)
         sch.bind(block, "blockIdx.x")
 
@@ -168,7 +178,7 @@ class CudaPattern(Template):
             self._stage(sch, tiling, chunk)
         init = sch.decompose_reduction(part, chunk)
         sch.unroll(sch.get_loops(init)[-1])
-        sch.bind(sch.fuse(row, col), "threadIdx.x")
+        sch.bind(sch.fuse(*pixels), "threadIdx.x")
         sch.unroll(v)
         mark_pattern(sch, sums)
         if int(knobs["stages"]) == 2:
@@ -218,37 +228,3 @@ def _own_storage(func: tirx.PrimFunc, tiling: PatternTiling, stages: int) -> tir
 def _copies_words(workload: ConvWorkload) -> bool:
     """Whether elements are as large as the smallest asynchronous copy."""
     return DTYPE_BYTES[workload.dtype] == 4
-
-
-def _whole_group(workload: ConvWorkload, rows: int) -> int:
-    """At most `rows` output channels that do not reach over two groups."""
-    return min(rows, workload.k) if workload.groups == 1 else closest_divisor(workload.k_per_group, rows)
-
-
-def _best_tile(workload: ConvWorkload, most_threads: int, limit_bytes: int) -> tuple[int, int]:
-    """(rows, cols) of the tile of at most so many threads that wastes the fewest lanes and copies the least halo."""
-    candidates: list[tuple[float, int, int]] = []
-    widths = {-(-workload.q // parts) for parts in range(1, min(workload.q, 64) + 1)} | {WARP, 2 * WARP, most_threads}
-    for cols in (c for c in widths if c <= most_threads):
-        for rows in range(1, min(workload.p, most_threads // cols) + 1):
-            tiling = PatternTiling(workload, rows, cols, 1, 1, not reads_own_pixel(workload))
-            size = tiling.elements * DTYPE_BYTES[workload.dtype]
-            lanes = -(-tiling.pixels // WARP) * WARP
-            grid_rows, grid_cols = tiling.grid
-            # Small blocks cost more than their lanes: a tile is copied, and its place computed, for each.
-            cost = grid_rows * grid_cols * (lanes + 0.1 * tiling.elements + 16)
-            if size <= limit_bytes or (rows, cols) == (1, 1):
-                candidates.append((cost, rows, cols))
-    if not candidates:
-        return 1, 1
-    return min(candidates)[1:]
-
-
-def _channels_within(workload: ConvWorkload, rows: int, cols: int, budget_bytes: int) -> int:
-    """Channels of a chunk whose tile keeps to a budget, at least one, in chunks as even as possible."""
-    for chunks in range(1, workload.c_per_group + 1):
-        channels = -(-workload.c_per_group // chunks)
-        tiling = PatternTiling(workload, rows, cols, channels, 1)
-        if tiling.elements * DTYPE_BYTES[workload.dtype] <= budget_bytes:
-            return channels
-    return 1

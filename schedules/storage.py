@@ -1,4 +1,4 @@
-"""Where a scheduled function keeps an intermediate result: the part of a buffer that one thread or block owns."""
+"""Where a scheduled function keeps intermediate results: parts of buffers that one thread or block owns."""
 
 from __future__ import annotations
 
@@ -53,3 +53,16 @@ def replace_buffer(
 def whole(buffer: Any) -> Any:
     """The region of all of a buffer."""
     return tirx.BufferRegion(buffer, [tvm.ir.Range(0, extent) for extent in buffer.shape])
+
+
+def keep_resident(func: tirx.PrimFunc, blocks: int) -> tirx.PrimFunc:
+    """Let nvcc use so few registers that this many blocks fit a multiprocessor at a time."""
+
+    def rewrite(loop: tirx.For) -> tirx.For:
+        if loop.thread_binding is None or not str(loop.thread_binding.thread_tag).startswith("blockIdx"):
+            return loop
+        key = "tirx.launch_bounds_min_blocks_per_sm"
+        body = tirx.AttrStmt(tirx.const(0, "int32"), key, tirx.const(blocks, "int32"), loop.body)
+        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, loop.annotations)
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, rewrite), order="post"))

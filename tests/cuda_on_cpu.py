@@ -146,7 +146,7 @@ def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes
     for buffer in func.body.block.alloc_buffers:  # between kernels
         if buffer.scope() == "global":
             steps.append(f"std::vector<float> {buffer.name}({math.prod(int(e) for e in buffer.shape)}, NAN);")
-    definition = r'^extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?((\w+)\(([^\n]*)\) \{\n.*?^\})'
+    definition = r'^extern "C" __global__ void (?:__launch_bounds__\([\d, ]+\) )?((\w+)\(([^\n]*)\) \{\n.*?^\})'
     found = re.findall(definition, source, flags=re.MULTILINE | re.DOTALL)
     for (code, name, parameters), (blocks, threads) in zip(found, launches(func), strict=True):
         dynamic = r"extern __shared__ __align__\(64\) (\w+) (\w+)\[\];"
