@@ -7,6 +7,8 @@ another server before it is blamed.
 from __future__ import annotations
 
 import os
+import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -14,7 +16,8 @@ from typing import Any
 from tvm_sparse.errors import InputError
 from tvm_sparse.tuning.candidates import Place
 
-SESSION_TIMEOUT_S = 60
+#: What a session may last, and how long to wait for a tracker, in seconds.
+SESSION_TIMEOUT_S, CONNECT_TIMEOUT_S = 60, 5.0
 ATTEMPTS = 3
 
 
@@ -46,12 +49,14 @@ def count_servers(tracker: tuple[str, int, str]) -> int:
     """
     host, port, key = tracker
     try:
-        count = _config(tracker).count_num_servers()
-    except Exception as error:  # TVM's own kinds
+        socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()  # TVM itself tries for a minute
+        servers = _session(tracker).summary()["server_info"]
+    except (OSError, RuntimeError, ValueError, struct.error) as error:
         raise InputError(
             f"no RPC tracker answers at {host}:{port}: start one: "
             f"python -m tvm.exec.rpc_tracker --host {host} --port {port}"
         ) from error
+    count = sum(server["key"].partition(":")[2] == key for server in servers)
     if not count:
         raise InputError(
             f"the RPC tracker at {host}:{port} has no server with the key {key!r}: start one: "
@@ -64,7 +69,7 @@ def count_servers(tracker: tuple[str, int, str]) -> int:
 def remote_candidate(place: Place, library: str) -> Iterator[tuple[Any, Any]]:
     """A candidate loaded on a server of the fleet, and the device there, while this is entered."""
     assert place.tracker is not None
-    session = _config(place.tracker).connect_server()
+    session = _server(place.tracker)
     name = os.path.basename(library)
     try:
         session.upload(library)
@@ -76,12 +81,15 @@ def remote_candidate(place: Place, library: str) -> Iterator[tuple[Any, Any]]:
 
 def remote_device(tracker: tuple[str, int, str], kind: str) -> tuple[str, str]:
     """Name and compute capability of the first server's device, such as ("NVIDIA H200", "9.0")."""
-    device = _config(tracker).connect_server().device(kind, 0)
+    device = _server(tracker).device(kind, 0)
     return str(device.device_name), str(device.compute_version)
 
 
-def _config(tracker: tuple[str, int, str]) -> Any:
-    from tvm.s_tir.meta_schedule.runner import RPCConfig
+def _session(tracker: tuple[str, int, str]) -> Any:
+    from tvm import rpc
 
-    host, port, key = tracker
-    return RPCConfig(host, port, key, session_timeout_sec=SESSION_TIMEOUT_S)
+    return rpc.connect_tracker(*tracker[:2])
+
+
+def _server(tracker: tuple[str, int, str]) -> Any:
+    return _session(tracker).request(tracker[2], session_timeout=SESSION_TIMEOUT_S)
