@@ -11,13 +11,17 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_layers import tables as gpu_tables
+from benchmarks.gpu_layers.figures import FIGURES as GPU_FIGURES
+from benchmarks.gpu_layers.report import Report
 from benchmarks.records import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "gpu-performance.md")
 
 _MARKED = re.compile(r"(<!-- begin: (?P<name>[\w-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
 
@@ -79,7 +83,35 @@ def _conditions(report: dict[str, Any]) -> str:
     )
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"cpu-crossover": cpu_crossover, "cpu-networks": cpu_networks, "demo": demo}
+def gpu_figures() -> str:
+    """The figures that there are, as Markdown."""
+    drawn = {path.name for path, text in figures().items() if text is not None}
+    names = [f"![{alt}]({name})" for name, (alt, _) in GPU_FIGURES.items() if name in drawn]
+    return "\n\n".join(names) or gpu_tables.NOTHING
+
+
+def figures() -> dict[Path, str | None]:
+    """Every figure's file and text; None where nothing was measured."""
+    report = gpu_report()
+    return {ROOT / "docs" / name: draw(report) for name, (_, draw) in GPU_FIGURES.items()}
+
+
+def gpu_report() -> Report:
+    """What was measured on a GPU, from benchmarks/results/gpu_layers.json."""
+    return Report(RESULTS / "gpu_layers.json", RESULTS / "gpu_escoin.json")
+
+
+def _of_gpu_report(block: Callable[[Report], str]) -> str:
+    return block(gpu_report())
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "cpu-crossover": cpu_crossover,
+    "cpu-networks": cpu_networks,
+    "demo": demo,
+    "gpu-figures": gpu_figures,
+    **{name: partial(_of_gpu_report, block) for name, block in gpu_tables.BLOCKS.items()},
+}
 
 
 def rendered(text: str) -> str:
@@ -92,11 +124,14 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for path in DOCUMENTS:
-        text = path.read_text()
-        if (fresh := rendered(text)) != text:
+    for path, fresh in {**{path: rendered(path.read_text()) for path in DOCUMENTS}, **figures()}.items():
+        if fresh != (path.read_text() if path.exists() else None):
             stale.append(path)
-            if not check:
+            if check:
+                continue
+            if fresh is None:
+                path.unlink()
+            else:
                 path.write_text(fresh)
     if check and stale:
         sys.exit(f"stale: {', '.join(str(path.relative_to(ROOT)) for path in stale)}: run python -m benchmarks.render")

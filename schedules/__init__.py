@@ -8,12 +8,15 @@ from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import cuda_cost
 from tvm_sparse.schedules.base import Template, too_large
 from tvm_sparse.schedules.cpu_vector import CpuVector
+from tvm_sparse.schedules.cuda_pattern import CudaPattern
 from tvm_sparse.schedules.cuda_pixel import CudaPixel
 from tvm_sparse.schedules.cuda_pixel_nonzero import CudaPixelNonzero
 from tvm_sparse.schedules.fallback import Fallback
 from tvm_sparse.workload import ConvWorkload
 
-TEMPLATES: tuple[Template, ...] = (CpuVector(), CudaPixel(), CudaPixelNonzero(), Fallback())
+TEMPLATES: tuple[Template, ...] = (CpuVector(), CudaPixel(), CudaPixelNonzero(), CudaPattern(), Fallback())
+
+
 def template(name: str) -> Template:
     """The template of this name.
 

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from numpy.typing import NDArray
 from tvm import tirx
@@ -24,6 +25,16 @@ Knobs = Mapping[str, int | str]
 MOST_ELEMENTS = 2**31 - 2**20
 
 
+class FilterConstants(Protocol):
+    """What a kernel takes of the filter: a PackedFilter, or nothing where the filter is in its code."""
+
+    @property
+    def arrays(self) -> tuple[NDArray, ...]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One scheduled convolution: a PrimFunc (x, *constants, [bias], [residual], out) and the constants it takes."""
@@ -32,7 +43,7 @@ class Kernel:
     template: str
     knobs: dict[str, int | str]
     func: tirx.PrimFunc = field(repr=False)
-    constants: PackedFilter | StagedFilter = field(repr=False)
+    constants: FilterConstants = field(repr=False)
 
 
 class Template(ABC):
@@ -43,6 +54,10 @@ class Template(ABC):
     @abstractmethod
     def applies(self, workload: ConvWorkload, target: Target) -> str | None:
         """None when this template can run the workload on the target, otherwise why not."""
+
+    def too_much(self, workload: ConvWorkload, density: float) -> str | None:
+        """None when a filter of this density is not too much for the template, otherwise why and what to do."""
+        return None
 
     @abstractmethod
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
@@ -77,18 +92,10 @@ class Template(ABC):
         Raises
         ------
         InputError
-            When the filter is not the workload's, the template does not apply, or a knob is missing or unknown.
+            When the filter is not the workload's, the template does not apply, the filter is too much for it, or a
+            knob is missing or unknown.
         """
-        if weight.shape != workload.filter_shape:
-            raise InputError(f"{workload}: the filter has shape {weight.shape}, expected {workload.filter_shape}")
-        if reason := too_large(workload) or self.applies(workload, target):
-            raise InputError(f"{workload}: template {self.name} does not apply: {reason}")
-        density = float((weight != 0).mean())
-        chosen = dict(self.default(workload, density, target) if knobs is None else knobs)
-        if set(chosen) != set(self.space(workload, target)):
-            raise InputError(
-                f"template {self.name} takes the knobs {sorted(self.space(workload, target))}, not {sorted(chosen)}"
-            )
+        chosen = self.checked_knobs(workload, weight, target, knobs)
         while True:
             try:
                 return self._kernel(workload, weight, target, chosen)
@@ -108,9 +115,33 @@ class Template(ABC):
         if self.stages_filter:
             packed = stage_filter(packed, self.row_block_multiple(chosen))
         func = self.schedule(direct_conv2d(tiling, packed), tiling, chosen, target)
+        return self.finished(workload, chosen, func, packed)
+
+    def checked_knobs(
+        self, workload: ConvWorkload, weight: NDArray, target: Target, knobs: Knobs | None
+    ) -> dict[str, int | str]:
+        """All knobs for this filter, after the checks that need no schedule: see `kernel`."""
+        if weight.shape != workload.filter_shape:
+            raise InputError(f"{workload}: the filter has shape {weight.shape}, expected {workload.filter_shape}")
+        if reason := too_large(workload) or self.applies(workload, target):
+            raise InputError(f"{workload}: template {self.name} does not apply: {reason}")
+        density = float((weight != 0).mean())
+        if reason := self.too_much(workload, density):
+            raise InputError(f"{workload}: {reason}")
+        chosen = dict(self.default(workload, density, target) if knobs is None else knobs)
+        if set(chosen) != set(self.space(workload, target)):
+            raise InputError(
+                f"template {self.name} takes the knobs {sorted(self.space(workload, target))}, not {sorted(chosen)}"
+            )
+        return chosen
+
+    def finished(
+        self, workload: ConvWorkload, knobs: dict[str, int | str], func: tirx.PrimFunc, constants: FilterConstants
+    ) -> Kernel:
+        """A scheduled function as a kernel."""
         # "is_scheduled" keeps dlight off it; pattern 8 (opaque) keeps fusion off it, which would crash (TVM 0.27).
         func = func.with_attr({"tirx.is_scheduled": True, "op_pattern": 8})
-        return Kernel(workload, self.name, chosen, func, packed)
+        return Kernel(workload, self.name, knobs, func, constants)
 
 
 def too_large(workload: ConvWorkload) -> str | None:

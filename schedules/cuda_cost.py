@@ -103,7 +103,7 @@ def cheapest(
 
 def smallest(workload: ConvWorkload, splits: tuple[int, ...] = ()) -> dict[str, int | str]:
     """Knobs of the block that takes the least of everything."""
-    lanes = min(tiles.lane_shapes(workload), key=lambda shape: tiles.tile_bytes(workload, shape, (1, 1, 1), 1))
+    lanes = min(tiles.lane_shapes(workload), key=lambda shape: WarpTiling(workload, shape, (1, 1, 1), 1).elements)
     knobs: dict[str, int | str] = {"lanes": tiles.extents_text(lanes), "pixels": "1x1x1", "channels": 1, "warps": 1}
     knobs |= {"blocks_per_warp": 1, "pad_to": 1, "format": "csr"}
     return {**knobs, "splits": splits[0], "split_over": "blocks"} if splits else knobs

@@ -6,6 +6,7 @@ import math
 
 from tvm.target import Target
 
+from tvm_sparse.compute.packed_filter import SEGMENT_MULTIPLE
 from tvm_sparse.compute.warp_tiling import ELEMENT_BYTES, WARP, Extents, WarpTiling
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules.base import Knobs
@@ -49,7 +50,11 @@ def why_not(workload: ConvWorkload, target: Target) -> str | None:
         return f"target {target.kind.name} is not a CUDA GPU"
     if workload.dtype not in ELEMENT_BYTES:
         return f"only {', '.join(ELEMENT_BYTES)}, not {workload.dtype}"
-    smallest = min(tile_bytes(workload, lanes, (1, 1, 1), 1) for lanes in lane_shapes(workload))
+    knobs: Knobs = {"warps": 1, "blocks_per_warp": 1, "format": "csr"}
+    smallest = min(
+        staged_bytes(WarpTiling(workload, lanes, (1, 1, 1), 1), knobs, workload.r * workload.s)
+        for lanes in lane_shapes(workload)
+    )
     if smallest > shared_limit(target):
         return f"one channel of the smallest tile takes {smallest} bytes of shared memory, of {shared_limit(target)}"
     if thread_limit(target) < WARP:
@@ -69,11 +74,6 @@ def lane_shapes(workload: ConvWorkload) -> tuple[Extents, ...]:
         and (rows == 1 or rows < 2 * workload.p)
         and (images * rows == WARP or WARP // images // rows < 2 * workload.q or images * rows == 1)
     )
-
-
-def tile_bytes(workload: ConvWorkload, lanes: Extents, pixels: Extents, channels: int) -> int:
-    """Shared memory of the input of one tile and chunk."""
-    return WarpTiling(workload, lanes, pixels, channels).elements * ELEMENT_BYTES[workload.dtype]
 
 
 def vector_of(knobs: Knobs) -> int:
@@ -116,6 +116,7 @@ def staged_bytes(tiling: WarpTiling, knobs: Knobs, entries: int, workers: int = 
     """Shared memory of a block: `workers` chunks of input and filter, each in two buffers, rounded up as TVM does."""
     size = ELEMENT_BYTES[tiling.workload.dtype]
     rows = int(knobs["warps"]) * int(knobs["blocks_per_warp"])
+    entries = -(-entries // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
     parts = (tiling.elements * size, entries * vector_of(knobs) * size, entries * OFFSET_BYTES, rows * ROW_BYTES)
     return sum(-(-BUFFERS * workers * part // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT for part in parts)
 

@@ -42,17 +42,24 @@ static ucontext_t scheduler;
 static int running;
 static void __syncthreads() { swapcontext(&fibers[running], &scheduler); }
 // Asynchronous copies, made as late as the kernel's waits allow.
-struct copy { void* to; const void* from; int bytes; };
+struct copy { void* to; const void* from; int bytes, read; };
 static std::vector<std::deque<std::vector<copy>>> committed;
 static std::vector<std::vector<copy>> pending;
-static void copy_async(void* to, const void* from, int bytes) {
+static void copy_async(void* to, const void* from, int bytes, int read) {
   if ((size_t)to % bytes || (size_t)from % bytes) { fprintf(stderr, "a copy that is not aligned\n"); exit(5); }
-  pending[running].push_back({to, from, bytes});
+  pending[running].push_back({to, from, bytes, read});
 }
 static void commit_copies() { committed[running].push_back(pending[running]); pending[running].clear(); }
 static void wait_for_copies(size_t left) {
   for (auto& groups = committed[running]; groups.size() > left; groups.pop_front())
-    for (copy& each : groups.front()) memcpy(each.to, each.from, each.bytes);
+    for (copy& each : groups.front()) {
+      memset(each.to, 0, each.bytes);
+      memcpy(each.to, each.from, each.read);
+    }
+}
+static float* tvm_builtin_cuda_cvta_generic_to_shared(float* p) { return p; }
+static void tvm_builtin_ptx_cp_async_ca_src_size_async_ca_shared_global_4(float* to, const float* from, unsigned size) {
+  copy_async(to, from, 4, size);
 }
 template <class Kernel> struct Launch {
   static Kernel* kernel;
@@ -157,7 +164,7 @@ def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes
     for buffer in func.body.block.alloc_buffers:  # between kernels
         if buffer.scope() == "global":
             steps.append(f"std::vector<float> {buffer.name}({math.prod(int(e) for e in buffer.shape)}, NAN);")
-    definition = r'^extern "C" __global__ void __launch_bounds__\(\d+\) ((\w+)\(([^\n]*)\) \{\n.*?^\})'
+    definition = r'^extern "C" __global__ void (?:__launch_bounds__\([\d, ]+\) )?((\w+)\(([^\n]*)\) \{\n.*?^\})'
     found = re.findall(definition, source, flags=re.MULTILINE | re.DOTALL)
     for (code, name, parameters), (blocks, threads) in zip(found, launches(func), strict=True):
         dynamic = r"extern __shared__ __align__\(64\) (\w+) (\w+)\[\];"
@@ -179,7 +186,7 @@ def _asynchronous(source: str) -> list[str]:
     """Stand-ins for the functions that copy asynchronously, which TVM names after the sizes they take."""
     functions = []
     for name, bytes_, to, from_ in sorted(set(re.findall(r"(ptx_cp_async_legacy_\w*?c[ga]_(\d+)_(\d+)_(\d+))\(", source))):
-        copy = f"copy_async((char*)to + to_at * {to}, (const char*)from + from_at * {from_}, {bytes_})"
+        copy = f"copy_async((char*)to + to_at * {to}, (const char*)from + from_at * {from_}, {bytes_}, {bytes_})"
         if "pred" in name:
             zero = f"memset((char*)to + to_at * {to}, 0, {bytes_})"
             body = f"(void* to, int to_at, const void* from, int from_at, int inside) {{ if (inside) {copy}; else {zero}; }}"

@@ -1,11 +1,12 @@
-"""The calls a user makes: compile, inspect, verify."""
+"""The calls a user makes: compile, inspect, tune, verify."""
 
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,16 @@ if TYPE_CHECKING:
     from tvm_sparse.network.imported import ImportedModel
     from tvm_sparse.network.inspection import LayerSummary
     from tvm_sparse.network.replace import LayerDecision
+    from tvm_sparse.tuning.lookup import KnownKernels
+    from tvm_sparse.tuning.trials import Tally
+    from tvm_sparse.tuning.tuner import TunedLayer
 
 #: What can be compiled: a path to .onnx or .pt2, an onnx.ModelProto, a torch ExportedProgram.
 Model = Any
+#: The log that comes with this package.
+SHIPPED = "shipped"
+#: Trials of each layer where nobody says when to stop.
+DEFAULT_TRIALS = 64
 
 
 class CompiledNetwork:
@@ -88,6 +96,7 @@ def compile(
     batch: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int | None = None,
+    log: str | Path | None = SHIPPED,
     verify: bool = True,
     tolerance: float = 1e-4,
     progress: Callable[[str, float], None] | None = None,
@@ -102,6 +111,8 @@ def compile(
     sparse : "auto" decides for every convolution, "always" and "never" do what they say
     batch, shapes : pin what the model leaves open: the leading dimension, whole input shapes by input name
     threads : CPU threads that the work is cut for (default: those this process may use)
+    log : records of tune() to choose kernels by: a folder or file, by default those that come with this package; None
+        takes no records
     verify : compare with the original framework on a random input; not possible for a target this machine cannot run
     tolerance : largest relative error (L2, per output) that verification lets pass
     progress : called with the stage and its finished fraction
@@ -123,6 +134,7 @@ def compile(
     from tvm_sparse.tvm_support import check_cuda_modules, cuda_build
 
     check_mode(sparse)
+    known = _known_kernels(log, made)
     tell("import the model", 0.0)
     imported = import_model(model, batch=batch, shapes=shapes)
     tell("import the model", 1.0)
@@ -131,7 +143,7 @@ def compile(
         if target == "cuda":
             build = stack.enter_context(cuda_build(arch or "", target=made))
             archs = build.archs
-        built = build_network(imported, made, sparse, tell)
+        built = build_network(imported, made, sparse, tell, known)
         if target == "cuda":
             check_cuda_modules(built.executable, build)
     network = CompiledNetwork(built, _metadata(imported, built, made, archs))
@@ -152,6 +164,69 @@ def inspect(
     from tvm_sparse.network.inspection import inspect_model
 
     return inspect_model(import_model(model, batch=batch, shapes=shapes))
+
+
+def tune(
+    models: Model | Sequence[Model],
+    *,
+    log: str | Path,
+    target: str = "llvm",
+    arch: str | Sequence[str] | None = None,
+    mcpu: str | None = None,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    threads: int | None = None,
+    trials: int | None = None,
+    trials_per_layer: int | None = None,
+    time_budget_min: float | None = None,
+    layers: Sequence[str] = (),
+    rpc_tracker: str | None = None,
+    rpc_key: str | None = None,
+    builders: int | None = None,
+    search: str = "guided",
+    seed: int = 0,
+    begin: Callable[[Sequence[Tally]], None] = lambda tallies: None,
+    progress: Callable[[Tally], None] = lambda tally: None,
+) -> list[TunedLayer]:
+    """Find, by measuring, what runs each distinct layer of some networks best, and add every trial to a log.
+
+    What the log already holds is not measured again, so a session that was cut off goes on where it was.
+
+    Parameters
+    ----------
+    models : one model, see compile(), or several
+    log : folder of the log; `compile(..., log=...)` takes it
+    target, arch, mcpu, threads : as for compile(); the device must be here or in the fleet, and `arch` is its own
+    trials, trials_per_layer, time_budget_min : when to stop; 64 trials a layer where none is given
+    layers : names or shell patterns of the layers to tune; none tunes all
+    rpc_tracker, rpc_key : "HOST:PORT" of a TVM RPC tracker and the key of its servers, which then measure
+    builders : processes that compile (default: the CPUs of this machine)
+    search : "guided" by a cost model, or "random"
+    begin, progress : called with all layers before the first trial, and with a layer after each of its trials
+
+    Raises
+    ------
+    ModelError, InputError, CompileError, OutputError
+        See tvm_sparse.errors.
+    """
+    from tvm_sparse.tuning.devices import setting_for
+    from tvm_sparse.tuning.fleet import tracker_of
+    from tvm_sparse.tuning.trials import Budget
+    from tvm_sparse.tuning.tuner import tune as tune_layers
+
+    tracker = tracker_of(rpc_tracker, rpc_key)
+    setting = setting_for(target, arch=arch, mcpu=mcpu, threads=threads, tracker=tracker)
+    setting = replace(setting, builders=builders, strategy=search, seed=seed)
+    from tvm_sparse.network.importer import import_model
+    from tvm_sparse.network.tunable import tunable_layers
+
+    several = models if isinstance(models, Sequence) and not isinstance(models, str | bytes) else [models]
+    imported = [import_model(model, batch=batch, shapes=shapes) for model in several]
+    if trials is None and trials_per_layer is None and time_budget_min is None:
+        trials_per_layer = DEFAULT_TRIALS
+    seconds = None if time_budget_min is None else 60 * time_budget_min
+    budget = Budget(trials, trials_per_layer, seconds)
+    return tune_layers(tunable_layers(imported, layers), setting, budget, log, begin=begin, told=progress, warn=_warn)
 
 
 def verify(model: Model, library: str | Path, *, tolerance: float = 1e-4, seed: int = 0) -> Verification:
@@ -181,6 +256,22 @@ def verify(model: Model, library: str | Path, *, tolerance: float = 1e-4, seed: 
                 f"{library}: was compiled from another model: {kind} {ours}; {imported.name} has {theirs}"
             )
     return compare(imported, network, tolerance=tolerance, seed=seed)
+
+
+def _known_kernels(log: str | Path | None, target: Any) -> KnownKernels | None:
+    if log is None:
+        return None
+    from tvm_sparse.tuning.log_files import read_log, shipped_logs
+    from tvm_sparse.tuning.lookup import KnownKernels
+
+    read = read_log(shipped_logs() if log == SHIPPED else log)
+    for problem in read.problems:
+        _warn(problem)
+    return KnownKernels.for_target(read.records, target)
+
+
+def _warn(problem: str) -> None:
+    warnings.warn(problem, stacklevel=3)
 
 
 def _runs_here(target: str, mcpu: str | None) -> bool:

@@ -14,6 +14,11 @@ def test_documents_say_what_the_records_say(path):
     assert render.rendered(text) == text, "run python -m benchmarks.render"
 
 
+@pytest.mark.parametrize(("path", "text"), render.figures().items(), ids=lambda value: getattr(value, "name", ""))
+def test_figures_are_drawn_from_the_records(path, text):
+    assert (path.read_text() if path.exists() else None) == text, "run python -m benchmarks.render"
+
+
 def test_a_typed_figure_is_noticed():
     name = next(iter(render.BLOCKS))
     text = f"<!-- begin: {name} -->\n9.99x\n<!-- end: {name} -->\n"

@@ -15,7 +15,7 @@ from tvm_sparse.cli.app import EPILOG
 
 from .conftest import Calls
 
-COMMANDS = ["inspect", "prune", "compile", "run", "verify", "bench", "collect-env"]
+COMMANDS = ["inspect", "prune", "tune", "compile", "run", "verify", "bench", "logs", "collect-env"]
 ERRORS = [
     value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.TvmSparseError)
 ]

@@ -25,6 +25,7 @@ class Decision:
     workload: str = "64x64x3x3"
     sparsity: float = 0.9
     template: str = "cpu_vector"
+    tuned: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -170,14 +171,23 @@ def test_compile(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) 
         "batch": 1,
         "shapes": None,
         "threads": 2,
+        "log": "shipped",
         "verify": False,
     }
     captured = capsys.readouterr()
     assert captured.err == "import …\nexporting …\n"
+    assert "tuned: 2 as measured" in captured.out
     assert "sparse convolutions: 1 of 2" in captured.out and "verification: output y differs by 2e-06" in captured.out
     assert "4,000,000 bytes" in captured.out and "1,000,000 bytes" in captured.out and "5 bytes" in captured.out
     written = json.loads(report.read_text())
     assert written["layers"][1]["decision"] == "sparse" and written["verification"]["passed"] is True
+
+
+@pytest.mark.parametrize(("log", "expected"), [("none", None), ("my-log", "my-log")])
+def test_compile_takes_a_log(log: str, expected: str | None, calls: Calls, model: Path) -> None:
+    calls.answers["compile"] = lambda *_, **__: Network()
+    assert main(["compile", str(model), "-o", str(model.with_name("net.so")), "--log", log]) == 0
+    assert calls.last[2]["log"] == expected
 
 
 def test_compile_prints_only_json_where_asked(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

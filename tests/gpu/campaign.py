@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.cases import FORMATS, Case, choose_knobs, seeded, seeded_choose
 
-TEMPLATES = ("cuda_pixel", "cuda_pixel_nonzero", "fallback")
-VARIANTS = ("default", "format", "knobs")
+TEMPLATES = ("cuda_pixel", "cuda_pixel_nonzero", "cuda_pattern", "fallback")
+VARIANTS = {"cuda_pattern": ("default", "knobs"), "fallback": ("default",)}
+ALL_VARIANTS = ("default", "format", "knobs")
 #: Drawn knobs are often too large for a block, and vectors reach over groups; this many draws find some that do not.
 DRAWS = 20
 
@@ -60,7 +61,8 @@ def build(trial: Trial, case: Case, arch: str, library: str) -> Trial:
     from tvm_sparse.tvm_support import check_cuda_modules, cuda_build, cuda_target
 
     target, chosen = cuda_target(arch), template(trial.template)
-    if reason := chosen.applies(case.workload, target):
+    density = float((case.weight() != 0).mean())
+    if reason := chosen.applies(case.workload, target) or chosen.too_much(case.workload, density):
         trial.outcome, trial.detail = "does not apply", reason
         return trial
     choose = seeded_choose(case.seed + trial.number)
@@ -138,7 +140,7 @@ def main() -> int:
         (Trial(number, template, variant), case)
         for number, case in enumerate(cases)
         for template in TEMPLATES
-        for variant in (VARIANTS if template != "fallback" else VARIANTS[:1])
+        for variant in VARIANTS.get(template, ALL_VARIANTS)
     ]
     done: list[Trial] = []
     with (

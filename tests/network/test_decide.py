@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.tuning.making import record
 from tvm_sparse.errors import InputError
 from tvm_sparse.network.decide import decide
 from tvm_sparse.network.match import ConvLayer
+from tvm_sparse.tuning.lookup import KnownKernels
+from tvm_sparse.tuning.records import Record
 from tvm_sparse.workload import ConvWorkload
 
 LARGE = ConvWorkload(1, 64, 14, 14, 64, 3, 3, padding=(1, 1, 1, 1))
@@ -61,3 +65,51 @@ def test_what_no_template_takes_stays_dense_with_the_matchers_reason(mode: str) 
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(InputError, match="--sparse sometimes: choose one of auto, always, never"):
         decide(layer(LARGE, 0.1), "sometimes")
+
+
+def known(*records: Record) -> KnownKernels:
+    return KnownKernels(records)
+
+
+FAST = record(workload=LARGE, kind="sparse", time_us=40.0, knobs={"rows": 2})
+SLOW = record(workload=LARGE, kind="dense", time_us=55.0, knobs={"rows": 3})
+
+
+@pytest.mark.parametrize(
+    ("records", "mode", "kind", "tuned", "knobs", "reason"),
+    [
+        ((FAST, SLOW), "auto", "sparse", "exact", {"rows": 2}, "90% zeros: sparse 40 µs, dense 55 µs, measured"),
+        ((FAST, SLOW), "never", "dense", "exact", {"rows": 3}, "asked for; knobs measured"),
+        ((FAST, SLOW), "always", "sparse", "exact", {"rows": 2}, "asked for; knobs measured"),
+        ((FAST,), "never", "dense", "default", {}, "asked for"),
+        ((SLOW,), "auto", "sparse", "default", {}, "90% zeros: 4.8x faster than dense, by estimate"),
+        (
+            (replace(FAST, time_us=60.0), SLOW),
+            "auto",
+            "dense",
+            "exact",
+            {"rows": 3},
+            "90% zeros: sparse 60 µs, dense 55 µs, measured",
+        ),
+        (
+            (replace(FAST, density=0.05), replace(SLOW, density=0.05)),
+            "auto",
+            "dense",
+            "nearest",
+            {"rows": 3},
+            "90% zeros: sparse 79.99 µs, dense 55 µs, measured at density 0.05, 0.5 of this layer's",
+        ),
+        ((replace(FAST, workload=POINTWISE),), "auto", "sparse", "default", {}, None),
+    ],
+)
+def test_measurements_go_before_estimates(
+    records: tuple[Record, ...], mode: str, kind: str, tuned: str, knobs: dict, reason: str | None
+) -> None:
+    decision = decide(layer(LARGE, 0.1), mode, known(*records))
+    assert (decision.kind, decision.direct, decision.tuned, decision.knobs) == (kind, True, tuned, knobs)
+    assert reason is None or decision.reason == reason
+
+
+def test_what_no_template_of_ours_runs_is_not_looked_up() -> None:
+    measured = record(workload=DEPTHWISE, kind="sparse", time_us=1.0)
+    assert decide(layer(DEPTHWISE, 0.1), "auto", known(measured)).direct is False

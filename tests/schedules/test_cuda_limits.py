@@ -78,7 +78,7 @@ def test_the_default_fits_whatever_the_workload(name, shape, limits):
         for density in (0.0, 0.1, 1.0):
             knobs = chosen.default(workload, density, target)
             tiling = chosen.tiling(workload, knobs)
-            assert chosen.shared_bytes(tiling, knobs) <= limits["max_shared_memory_per_block"]
+            assert chosen.shared_bytes(tiling, knobs, entries=0) <= limits["max_shared_memory_per_block"]
             warps = int(knobs["warps"]) * (int(knobs["splits"]) if knobs.get("split_over") == "warps" else 1)
             assert warps * 32 <= limits.get("max_threads_per_block", 1024)
     else:
@@ -97,10 +97,11 @@ def test_the_default_is_always_accepted_on_a_small_gpu():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pixels": 14, "blocks_per_warp": 16, "channels": 8}, "sums a thread"),
-        ({"pixels": 14, "blocks_per_warp": 8, "pad_to": 4, "channels": 8}, "products a step"),
+        ({"pixels": "1x14x1", "blocks_per_warp": 16, "channels": 8}, "sums a thread"),
+        ({"pixels": "1x14x1", "blocks_per_warp": 8, "pad_to": 8, "channels": 8}, "products a step"),
+        ({"pixels": "1x14x1", "blocks_per_warp": 8, "warps": 32, "channels": 8}, "registers a block"),
         ({"warps": 64}, "threads a block"),
-        ({"channels": 256, "pixels": 14}, "bytes of shared memory"),
+        ({"channels": 256, "pixels": "1x14x1"}, "bytes of shared memory"),
         ({"format": "column_vector:64"}, "sums a thread"),
     ],
 )

@@ -12,13 +12,15 @@ from tvm_sparse.workload import ConvWorkload, Epilogue
 
 WORKLOAD = ConvWorkload(1, 32, 14, 14, 16, 3, 3, padding=(1, 1, 1, 1), epilogue=Epilogue(bias=True, activation="relu"))
 AVX512 = Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "skylake-avx512", "num-cores": 2})
+NAMES = ("cpu_vector", "cuda_pixel_nonzero", "cuda_pixel", "cuda_pattern", "fallback")
 KERNELS = {
     "cpu_vector": (AVX512, 0.1, {}),
     "cpu_vector_dense": (AVX512, 1.0, {}),
-    "cuda_pixel": (GPU, 0.1, {"pixels": 7}),
+    "cuda_pixel": (GPU, 0.1, {"lanes": "1x2x16", "pixels": "1x7x1"}),
     "cuda_pixel_dense": (GPU, 1.0, {}),
-    "cuda_pixel_nonzero": (GPU, 0.1, {"split_over": "warps"}),
+    "cuda_pixel_nonzero": (GPU, 0.1, {"split_over": "warps", "pixels": "1x1x1", "blocks_per_warp": 2, "splits": 2}),
     "cuda_pixel_nonzero_blocks": (GPU, 0.1, {"split_over": "blocks"}),
+    "cuda_pattern": (GPU, 0.02, {"rows_per_group": 8, "stages": 2}),
     "fallback": (AVX512, 0.1, {}),
     "fallback_cuda": (GPU, 0.1, {}),
 }
@@ -27,7 +29,7 @@ KERNELS = {
 @pytest.mark.parametrize("name", KERNELS)
 def test_scheduled_tir(name, golden):
     target, density, changes = KERNELS[name]
-    chosen = template(next(t for t in ("cpu_vector", "cuda_pixel_nonzero", "cuda_pixel", "fallback") if t in name))
+    chosen = template(next(t for t in NAMES if t in name))
     weight = np.ones(WORKLOAD.filter_shape, np.float32)
     if density < 1:
         weight *= np.arange(weight.size).reshape(weight.shape) % round(1 / density) == 0

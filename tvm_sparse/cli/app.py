@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from tvm_sparse.cli import bench, collect_env, compile, inspect, prune, run_library, verify
+from tvm_sparse.cli import bench, collect_env, compile, inspect, logs, prune, run_library, tune, verify
 from tvm_sparse.errors import TvmSparseError
 
 INTERRUPTED = 130
@@ -24,10 +25,12 @@ EPILOG = """Exit codes: 0 done, 1 a fault of our own, 2 wrong usage, 3 model fil
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True, epilog=EPILOG)
 app.command("inspect", short_help="list a model's convolutions and their sparsity")(inspect.command)
 app.command("prune", short_help="set the smallest weights to zero")(prune.command)
+app.command("tune", short_help="measure what runs each layer best")(tune.command)
 app.command("compile", short_help="compile a model into one library")(compile.command)
 app.command("run", short_help="run a library on given or random input")(run_library.command)
 app.command("verify", short_help="compare a library with its model")(verify.command)
 app.command("bench", short_help="time a library")(bench.command)
+app.add_typer(logs.app, name="logs", short_help="list, merge and prune tuning logs")
 app.command("collect-env", short_help="print versions, processor, GPUs")(collect_env.command)
 
 
@@ -56,7 +59,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     chosen = {"traceback": False}
     try:
         try:
-            app(args=sys.argv[1:] if arguments is None else list(arguments), prog_name=PROGRAM, obj=chosen)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                app(args=sys.argv[1:] if arguments is None else list(arguments), prog_name=PROGRAM, obj=chosen)
         finally:
             sys.stdout.flush()
     except SystemExit as end:
@@ -72,6 +77,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _explain(error, traceback=chosen["traceback"])
     return 0
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """One line, without the place in our source."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def _explain(error: Exception, *, traceback: bool) -> int:

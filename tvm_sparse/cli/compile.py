@@ -47,6 +47,9 @@ def command(
     batch: Batch = None,
     shape: Shapes = None,
     threads: Threads = None,
+    log: Annotated[
+        str, typer.Option(metavar="DIR", help="Tuning log to choose kernels by: a folder or file, `shipped` or `none`.")
+    ] = "shipped",
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the result with a reference before writing.")
     ] = True,
@@ -69,6 +72,7 @@ def command(
             batch=batch,
             shapes=shapes,
             threads=threads,
+            log=None if log == "none" else log,
             verify=verify,
             progress=report_progress,
         )
@@ -88,14 +92,22 @@ def command(
     }
     if write_json(result, json):
         return
-    show_records(layers, ["name", "workload", "sparsity", "decision", "template", "reason"])
+    show_records(layers, ["name", "workload", "sparsity", "decision", "template", "tuned", "reason"])
     chosen = sum(layer.decision == "sparse" for layer in layers)
     show_pairs(
         {
             "sparse convolutions": f"{chosen} of {len(layers)}",
+            "tuned": _tuned([layer.tuned for layer in layers]),
             "weights dense": size(network.dense_bytes),
             "weights as compiled": size(network.sparse_bytes),
             "library": f"{output}, {size(output.stat().st_size)}",
             "verification": "none made" if network.verification is None else network.verification.describe(),
         }
     )
+
+
+def _tuned(origins: list[str]) -> str:
+    """How many layers run with knobs found for them, found at another density, or set by rule."""
+    names = {"exact": "as measured", "nearest": "as measured at the nearest density", "default": "by rule"}
+    counted = [f"{origins.count(origin)} {name}" for origin, name in names.items() if origin in origins]
+    return ", ".join(counted) or "none"

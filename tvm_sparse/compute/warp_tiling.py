@@ -303,6 +303,9 @@ class WarpTiling:
             inside += [row >= 0, row < workload.h, copy >= 0, copy < workload.w // width]
             if self.chunks * self.channels > workload.c_per_group:
                 inside.append(channel < workload.c_per_group)
+        images = min(self.images, workload.n)
+        if not self.whole_planes and self.channel_stride > images * self.image_stride:
+            inside.append(image < images)
         image += image_tile * self.images
         if self.grid[0] * self.images > workload.n:
             inside.append(image < workload.n)

@@ -15,6 +15,7 @@ from tvm_sparse.network.imported import ImportedModel
 from tvm_sparse.network.match import match_layers
 from tvm_sparse.network.replace import LayerDecision, replace_layers
 from tvm_sparse.schedules.rules import apply_rules
+from tvm_sparse.tuning.lookup import KnownKernels
 
 #: Called with the stage's name and the finished fraction of it.
 Progress = Callable[[str, float], None]
@@ -28,13 +29,15 @@ class BuiltNetwork:
     layers: list[LayerDecision]
 
 
-def build_network(model: ImportedModel, target: Target, mode: str, progress: Progress) -> BuiltNetwork:
-    """Compile `model` for `target`; `mode` is "auto", "always" or "never", see decide().
+def build_network(
+    model: ImportedModel, target: Target, mode: str, progress: Progress, known: KnownKernels | None = None
+) -> BuiltNetwork:
+    """Compile `model` for `target`; `mode` is "auto", "always" or "never", and `known` what was measured: see decide().
 
     For CUDA the caller holds a tvm_support.cuda_build context.
     """
     layers = match_layers(model.module["main"], model.convolutions)
-    decisions = [decide(layer, mode) for layer in layers]
+    decisions = [decide(layer, mode, known) for layer in layers]
     with target:
         module, report = replace_layers(
             model.module, layers, decisions, target, lambda fraction: progress("pack and schedule", fraction)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tvm_sparse.errors import InputError
 from tvm_sparse.network.match import ConvLayer
+from tvm_sparse.tuning.lookup import KnownKernels, Match
+from tvm_sparse.tuning.records import Knobs
 
 MODES = ("auto", "always", "never")
 
 #: Estimated time of a sparse layer over that of the same layer dense: PER_DENSITY * density, for the nonzeros, plus
 #: PER_CHUNK, for starting a row in every chunk, plus ROW_START weights' worth a row, for starting it at all. Fitted to
-#: benchmarks/crossover.py on an AVX-512 CPU; the tuner's records replace it.
+#: benchmarks/crossover.py on an AVX-512 CPU; what the tuner measured goes before it.
 PER_DENSITY, PER_CHUNK, ROW_START = 1.1, 0.09, 4.0
 #: A smaller estimated gain is not worth being wrong about.
 WORTH = 1.1
@@ -21,11 +23,18 @@ FEWEST_PIXELS = 8
 
 @dataclass(frozen=True)
 class Decision:
-    """`kind` is "sparse" or "dense"; `direct` says whether direct_conv2d runs it (else TVM's operator, scheduled)."""
+    """`kind` is "sparse" or "dense"; `direct` says whether direct_conv2d runs it (else TVM's operator, scheduled).
+
+    `tuned` says where template and knobs come from: records of the very layer ("exact") or of the nearest density of
+    its shape ("nearest"); with "default" there are none, and rules choose them.
+    """
 
     kind: str
     direct: bool
     reason: str
+    tuned: str = "default"
+    template: str = ""
+    knobs: Knobs = field(default_factory=dict)
 
 
 def check_mode(mode: str) -> None:
@@ -40,12 +49,14 @@ def check_mode(mode: str) -> None:
         raise InputError(f"unknown mode --sparse {mode}: choose one of {', '.join(MODES)}")
 
 
-def decide(layer: ConvLayer, mode: str) -> Decision:
+def decide(layer: ConvLayer, mode: str, known: KnownKernels | None = None) -> Decision:
     """How to run a layer.
 
     Parameters
     ----------
-    mode : "auto" compares estimated times, "always" takes every layer a template can take, "never" none.
+    mode : "auto" compares measured times or, without any, estimated ones; "always" takes every layer a template can
+        take, "never" none.
+    known : what was measured for the target
 
     Raises
     ------
@@ -55,6 +66,29 @@ def decide(layer: ConvLayer, mode: str) -> Decision:
     check_mode(mode)
     if layer.workload is None:
         return Decision("dense", False, layer.reason)
+    decision = _by_rule(layer, mode)
+    match = known.find(layer.workload, layer.density) if known is not None and decision.direct else None
+    return decision if match is None else _measured(layer, decision, match, mode)
+
+
+def _measured(layer: ConvLayer, rule: Decision, match: Match, mode: str) -> Decision:
+    """The decision of a rule, corrected and filled in from measurements."""
+    kind, reason = rule.kind, rule.reason
+    if mode == "auto" and match.sparse_us and match.dense_us:
+        kind = "sparse" if match.sparse_us < match.dense_us else "dense"
+        times = f"sparse {match.sparse_us:.4g} µs, dense {match.dense_us:.4g} µs"
+        reason = f"{1 - layer.density:.0%} zeros: {times}, {match.origin}"
+    else:
+        reason = f"{reason}; knobs {match.origin}"
+    record = match.of(kind)
+    if record is None:
+        return rule
+    return Decision(kind, True, reason, match.match, record.template, dict(record.knobs))
+
+
+def _by_rule(layer: ConvLayer, mode: str) -> Decision:
+    """Without measurements."""
+    assert layer.workload is not None
     if mode == "always":
         return Decision("sparse", True, "asked for")
     dense = _dense(layer)

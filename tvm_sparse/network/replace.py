@@ -3,43 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tvm
 from tvm import relax
 from tvm.target import Target
 
+from tvm_sparse.errors import InputError
 from tvm_sparse.network.decide import Decision
 from tvm_sparse.network.imported import static_shape
 from tvm_sparse.network.match import ConvLayer
-from tvm_sparse.schedules import select
+from tvm_sparse.schedules import select, template
 from tvm_sparse.schedules.base import Kernel
 
 
 @dataclass(frozen=True)
 class LayerDecision:
-    """One line of the compile report: a convolution, how it runs and why."""
+    """One line of the compile report: a convolution, how it runs and why.
+
+    `tuned` is "exact", "nearest" or "default", see Decision, and empty where no template of ours runs the layer.
+    """
 
     name: str
     workload: str
     sparsity: float
     decision: str
     reason: str
+    tuned: str
     template: str
     knobs: dict[str, int | str]
     dense_bytes: int
     packed_bytes: int
 
 
-def make_kernel(layer: ConvLayer, decision: Decision, target: Target) -> Kernel:
-    """Pack and schedule a layer that the direct template runs; a pointwise one as a single row of pixels."""
+def make_kernel(layer: ConvLayer, decision: Decision, target: Target) -> tuple[Kernel, Decision]:
+    """Pack and schedule a layer that the direct template runs; a pointwise one as a single row of pixels.
+
+    The decision comes back as it was carried out: knobs of another density or device may not fit this filter.
+    """
     assert layer.workload is not None
     workload = layer.workload.flattened()
+    if decision.template:
+        try:
+            kernel = template(decision.template).kernel(workload, layer.weight, target, decision.knobs)
+            return kernel, decision
+        except InputError as error:
+            reason = f"{decision.reason}, which do not fit: {error}"
+            decision = replace(decision, reason=reason, tuned="default", template="", knobs={})
     density = layer.density if decision.kind == "sparse" else 1.0
-    template = select(workload, density, target)
-    knobs = template.default(workload, density, target)
-    return template.kernel(workload, layer.weight, target, knobs)
+    chosen = select(workload, density, target)
+    knobs = chosen.default(workload, density, target)
+    return chosen.kernel(workload, layer.weight, target, knobs), decision
 
 
 def replace_layers(
@@ -56,8 +71,9 @@ def replace_layers(
     kernels: dict[relax.Var, tuple[ConvLayer, Kernel]] = {}
     report = []
     for index, (layer, decision) in enumerate(zip(layers, decisions, strict=True)):
-        kernel = make_kernel(layer, decision, target) if decision.direct else None
-        if kernel is not None:
+        kernel = None
+        if decision.direct:
+            kernel, decision = make_kernel(layer, decision, target)
             kernels[layer.root] = (layer, kernel)
         report.append(_line(layer, decision, kernel))
         progress((index + 1) / len(layers))
@@ -75,6 +91,7 @@ def _line(layer: ConvLayer, decision: Decision, kernel: Kernel | None) -> LayerD
         sparsity=1.0 - layer.density,
         decision=decision.kind,
         reason=decision.reason,
+        tuned=decision.tuned if kernel is not None else "",
         template=kernel.template if kernel is not None else "operator",
         knobs=kernel.knobs if kernel is not None else {},
         dense_bytes=layer.weight.nbytes,

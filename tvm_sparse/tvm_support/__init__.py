@@ -15,6 +15,7 @@ from tvm_sparse.tvm_support.cuda_builds import (
 from tvm_sparse.tvm_support.cuda_compilers import CudaCompiler, cuda_compiler
 from tvm_sparse.tvm_support.cuda_runtime import enable_cuda
 from tvm_sparse.tvm_support.release_check import import_tvm
+from tvm_sparse.tvm_support.tensor_intrin import without_tensor_intrinsics
 
 __all__ = [
     "CudaBuild",
@@ -26,4 +27,5 @@ __all__ = [
     "cuda_target",
     "enable_cuda",
     "import_tvm",
+    "without_tensor_intrinsics",
 ]

@@ -1,0 +1,77 @@
+"""Copies into shared memory that run ahead of the code that reads them, by cp.async (sm_80 and later).
+
+    for step in range(chunks + 1):
+        if step < chunks: start to copy chunk `step`
+        if step > 0: wait for the chunk before, and work on it
+
+TVM's own software pipeline gives plain copies, and its cp.async pass refuses predicated ones (TVM 0.27).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.script import tirx as T
+
+COPY_AHEAD = "copy_ahead"
+COPY_BYTES = 4
+
+
+def mark_copy_ahead(sch: s_tir.Schedule, loop: Any) -> None:
+    """Mark the loop over chunks whose body first copies a chunk to shared memory, then works on it."""
+    sch.annotate(loop, COPY_AHEAD, 1)
+
+
+def copy_ahead(func: tirx.PrimFunc, buffer: Any) -> tirx.PrimFunc:
+    """Copy the chunk after the one that is being worked on, in the loop that was marked.
+
+    Parameters
+    ----------
+    buffer : what is copied to, with room for two chunks that alternate; elements of 4 bytes
+    """
+
+    def rewrite(loop: tirx.For) -> Any:
+        return _pipelined(loop, buffer) if COPY_AHEAD in loop.annotations else loop
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, rewrite), order="post"))
+
+
+def _pipelined(loop: tirx.For, buffer: Any) -> Any:
+    copy, work = list(loop.body.seq)
+
+    def store(node: tirx.BufferStore) -> Any:
+        return _start_copy(node) if node.buffer.same_as(buffer) else node
+
+    def before(var: tirx.Var) -> Any:
+        return loop.loop_var - 1 if var.same_as(loop.loop_var) else var
+
+    copy = tvm_ffi.structural_map(copy, (tirx.BufferStore, store), order="post")
+    work = tvm_ffi.structural_map(work, (tirx.Var, before), order="post")
+    steps = [
+        tirx.IfThenElse(loop.loop_var < loop.extent, copy, None),
+        tirx.Evaluate(T.ptx["cp.async.commit_group"]()),
+        tirx.IfThenElse(
+            loop.loop_var > 0,
+            tirx.SeqStmt([tirx.Evaluate(T.ptx["cp.async.wait_group"](1)), _barrier(), work, _barrier()]),
+            None,
+        ),
+    ]
+    return tirx.For(loop.loop_var, loop.min, loop.extent + 1, loop.kind, tirx.SeqStmt(steps), None, {})
+
+
+def _start_copy(store: tirx.BufferStore) -> Any:
+    """An element, or zeros where the condition of its load fails."""
+    load, size = store.value, tirx.const(COPY_BYTES, "uint32")
+    if isinstance(load, tvm.ir.Call):
+        condition, load, _ = load.args
+        size = tirx.Select(condition, size, tirx.const(0, "uint32"))
+    target = tirx.BufferLoad(store.buffer, list(store.indices))
+    instruction = T.ptx["cp.async.ca.shared.global"]
+    return tirx.Evaluate(instruction(T.address_of(target), T.address_of(load), COPY_BYTES, size))
+
+
+def _barrier() -> Any:
+    return tirx.Evaluate(T.tvm_storage_sync("shared"))

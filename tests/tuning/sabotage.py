@@ -1,0 +1,46 @@
+"""Stand-ins for what workers do, that fail for some candidates in every way one can fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvm_sparse.tuning import candidates
+
+#: What happens to a candidate, by its number.
+WAYS = ("fine", "crash", "hang", "raise", "wrong", "build raises", "build crashes", "fine")
+
+
+def way_of(files: str) -> str:
+    return WAYS[int(Path(files).name) % len(WAYS)]
+
+
+def build(files: str, target: Any, archs: Sequence[str]) -> None:
+    match way_of(files):
+        case "build raises":
+            raise RuntimeError("nvcc: error:\n  out of registers")
+        case "build crashes":
+            os.abort()
+    candidates.build(files, target, archs)
+
+
+def measure(files: str, folder: str, *arguments: Any) -> Any:
+    match way_of(files):
+        case "crash":
+            signal.raise_signal(signal.SIGSEGV)
+        case "hang":
+            time.sleep(1000)
+        case "raise":
+            raise RuntimeError("an illegal memory access was encountered")
+        case "wrong":
+            with np.load(f"{files}.npz") as packed:
+                arrays: dict[str, Any] = dict(packed)
+            arrays["00"] = arrays["00"] * 1.001
+            np.savez(f"{files}.npz", **arrays)
+    return candidates.measure(files, folder, *arguments)

@@ -1,0 +1,176 @@
+"""Whole tuning sessions of small layers: what they record, how they go on, and that nothing stops them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tuning import sabotage
+from tests.tuning.small_session import small_layers, small_session
+from tvm_sparse.errors import InputError, OutputError
+from tvm_sparse.tuning import candidates, metaschedule, tasks
+from tvm_sparse.tuning.log_files import LogWriter, read_log
+from tvm_sparse.tuning.records import Record
+from tvm_sparse.tuning.trials import Budget
+
+ROOT = Path(__file__).parents[2]
+
+
+def by_layer(records: list[Record]) -> dict[str, list[Record]]:
+    return {name: [record for record in records if record.layer == name] for name in ("three", "one")}
+
+
+def repeated(records: list[Record]) -> list[Any]:
+    """Points that were measured for a second time; only a verdict's may be, at the end of a session."""
+    counts = Counter((record.layer, record.point) for record in records)
+    return [point for point, count in counts.items() if count > 1]
+
+
+def test_a_session_and_its_resumption(tmp_path: Path) -> None:
+    first = small_session(tmp_path, 10)
+    records = read_log(tmp_path).records
+    for tuned, (name, own) in zip(first, by_layer(records).items(), strict=True):
+        right = [record for record in own if record.ok]
+        assert tuned.name == name and tuned.trials == 10 == len({record.point for record in own})
+        assert own[0].source == "default" and tuned.best_us == min(record.time_us or 0 for record in right)
+        assert {record.kind for record in right} == {"sparse", "dense"} and tuned.gain is not None and tuned.gain >= 1
+        assert all(record.error is not None and record.error < 1e-5 and record.repeats for record in right)
+        assert all(record.site.threads == 1 and record.versions["apache-tvm"] for record in own)
+    began = time.perf_counter()
+    assert small_session(tmp_path, 10) == first and len(read_log(tmp_path).records) == len(records)
+    idle_s = time.perf_counter() - began
+    second = small_session(tmp_path, 14)
+    records = read_log(tmp_path).records
+    assert [tuned.trials for tuned in second] == [14, 14] and idle_s < 60
+    assert all(len(group) <= 14 + 8 for group in by_layer(records).values())  # confirmed points come twice
+    assert "guided" in {record.source for record in records}
+
+
+def test_candidates_that_fail_are_counted_named_and_never_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks.LayerTask, "_numbers", itertools.count())
+    monkeypatch.setattr(candidates, "build", sabotage.build)
+    monkeypatch.setattr(candidates, "measure", sabotage.measure)
+    monkeypatch.setattr(metaschedule, "RUN_TIMEOUT_S", 1.5)
+    tuned = small_session(tmp_path, 12, layers=small_layers()[:1])[0]
+    records = read_log(tmp_path).records
+    said = {record.outcome: record.message for record in records if not record.ok}
+    assert set(said) == {"timeout", "run_failed", "build_failed", "wrong"}
+    messages = {record.message for record in records}
+    assert any("SIGSEGV" in text for text in messages) and any("SIGABRT" in text for text in messages)
+    assert any("illegal memory access" in text for text in messages)
+    assert "RuntimeError: nvcc: error: out of registers" in messages
+    assert all(record.time_us is None for record in records if not record.ok)
+    assert all((record.error or 0) > 1e-5 for record in records if record.outcome == "wrong")
+    assert tuned.trials == 12 and sum(tuned.failed.values()) >= 6 and tuned.best_us is not None
+
+
+def test_a_full_disk_ends_the_session_and_keeps_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append, written = LogWriter.append, []
+
+    def fill(self: LogWriter, record: Record) -> None:
+        if len(written) == 3:
+            raise OutputError(f"{self.folder}: cannot write: No space left on device; make room or choose another log")
+        append(self, record)
+        written.append(record)
+
+    monkeypatch.setattr(LogWriter, "append", fill)
+    with pytest.raises(OutputError, match="No space left"):
+        small_session(tmp_path, 10)
+    assert read_log(tmp_path).records == written and len(written) == 3
+
+
+def test_random_search_and_a_time_budget(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from tvm_sparse.tuning.devices import setting_for
+    from tvm_sparse.tuning.tuner import tune
+
+    setting = replace(setting_for("llvm", threads=1), builders=1, strategy="random", batch=2)
+    began = time.perf_counter()
+    tune(small_layers(), setting, Budget(seconds=8.0), tmp_path)
+    sources = {record.source for record in read_log(tmp_path).records}
+    assert sources <= {"default", "seed", "random"} and 5 < time.perf_counter() - began < 60
+    with pytest.raises(InputError, match="unknown search"):
+        tune(small_layers(), replace(setting, strategy="divination"), Budget(per_layer=1), tmp_path)
+    with pytest.raises(InputError, match="no layer to tune"):
+        tune([], setting, Budget(per_layer=1), tmp_path)
+
+
+def start(log: Path, trials: int, told: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.tuning.small_session", str(log), str(trials), str(told)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def lines(told: Path) -> list[str]:
+    return told.read_text().splitlines() if told.exists() else []
+
+
+def kill_again_and_again(log: Path, told: Path, kills: int, seed: int) -> None:
+    """Kill sessions at random moments; what was told is in the log after each, and no trial is made twice."""
+    import random
+
+    rng = random.Random(seed)
+    for number in range(kills):
+        session = start(log, 400, told)
+        before = len(lines(told))
+        while session.poll() is None and len(lines(told)) == before:
+            time.sleep(0.01)
+        time.sleep(rng.random() * 1.0)
+        assert session.poll() is None
+        session.kill()
+        session.wait()
+        read = read_log(log)
+        assert len(read.problems) <= number + 1  # at most the torn line of each kill
+        found = {f"{record.layer} {record.point}" for record in read.records}
+        assert set(lines(told)) <= found
+        assert repeated(read.records) == []
+
+
+def test_kills_lose_nothing(tmp_path: Path) -> None:
+    kill_again_and_again(tmp_path / "log", tmp_path / "told", 2, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
+    kill_again_and_again(tmp_path / "log", tmp_path / "told", 50, 1)
+
+
+def test_ctrl_c(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    session = start(tmp_path / "log", 400, told)
+    while session.poll() is None and len(lines(told)) < 3:
+        time.sleep(0.01)
+    children = Path(f"/proc/{session.pid}/task/{session.pid}/children").read_text().split()
+    session.send_signal(signal.SIGINT)
+    assert session.wait(30) == -signal.SIGINT  # Python's own end of an interrupted program
+    assert {f"{record.layer} {record.point}" for record in read_log(tmp_path / "log").records} >= set(lines(told))
+    for child in children:
+        assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_memory_is_steady_over_2000_trials(tmp_path: Path) -> None:
+    sizes: list[int] = []
+
+    def told(tally: Any) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        sizes.append(pages * os.sysconf("SC_PAGE_SIZE"))
+
+    small_session(tmp_path, 1000, told)
+    after = sizes[len(sizes) // 4]
+    assert max(sizes[len(sizes) // 4 :]) < after + 150e6
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 1.5e9

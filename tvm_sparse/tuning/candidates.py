@@ -1,0 +1,267 @@
+"""What a worker does with a candidate: schedule it, build it, run it on the layer's real filter, check and time it.
+
+A candidate's files share their name up to the suffix, here FILES; those of its layer (the filter, the inputs, what they
+must give) stand in one folder for all candidates.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvm_sparse import oracle
+from tvm_sparse.errors import InputError
+from tvm_sparse.tuning.records import Knobs
+from tvm_sparse.workload import ConvWorkload
+
+#: Largest relative error against float64, by the dtype of the data.
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
+REPEATS, REPEAT_US, MOST_CALLS = 11, 1000.0, 500
+#: Repeats go on while the quartiles are further apart than this share, so many times at most.
+STEADY, MOST_ROUNDS = 0.1, 3
+#: A candidate this much slower than the best so far is timed briefly: its exact time does not matter.
+HOPELESS, FEW_REPEATS = 2.5, 2
+#: Nonzeros among all weights, and values stored for each nonzero, from which on a filter runs as a dense one.
+DENSE_FROM, MOSTLY_ZEROS = 0.75, 1.5
+
+
+@dataclass(frozen=True)
+class Place:
+    """What runs a candidate: "cpu" or "cuda", which GPU of several, the CPU threads; a tracker for a remote one."""
+
+    kind: str
+    index: int = 0
+    threads: int | None = None
+    tracker: tuple[str, int, str] | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of single calls in microseconds, the relative error against float64, and how time was taken."""
+
+    times_us: tuple[float, ...]
+    error: float
+    timer: str
+
+    @property
+    def time_us(self) -> float:
+        """The lower quartile: what else runs on a machine only ever adds time."""
+        return float(np.percentile(self.times_us, 25))
+
+    @property
+    def spread_us(self) -> float:
+        """Between the quartiles."""
+        return float(np.percentile(self.times_us, 75)) - self.time_us
+
+
+def ready_to_build(cuda: bool) -> None:
+    """Set a fresh process up for building."""
+    from tvm_sparse.tvm_support import enable_cuda, import_tvm
+
+    import_tvm()
+    if cuda:
+        enable_cuda()
+
+
+def ready_to_run(place: Place) -> None:
+    """Set a fresh process up for measuring, there."""
+    from tvm_sparse.tvm_support import import_tvm
+
+    global _place
+    _place = place
+    tvm = import_tvm()
+    if place.tracker is None and place.threads is not None:
+        cpus = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
+        share_all = -3  # ThreadGroup::kSpecifyThreadShareAllCore: none pinned
+        tvm.get_global_func("runtime.config_threadpool")(share_all, place.threads, cpus)
+
+
+def schedule(
+    files: str, folder: str, workload: ConvWorkload, target: Any, template_name: str, knobs: Knobs
+) -> tuple[str, str]:
+    """Pack a layer's filter and schedule its convolution; the module goes to FILES.module, the filter to FILES.npz.
+
+    Returns
+    -------
+    ("sparse" or "dense", ""), or ("", why the template refuses these knobs)
+    """
+    import tvm
+
+    from tvm_sparse.schedules import template
+
+    weight = np.load(f"{folder}/weight.npy")
+    try:
+        kernel = template(template_name).kernel(workload, weight, target, knobs)
+    except InputError as error:
+        return "", str(error)
+    arrays: dict[str, Any] = {f"{number:02}": array for number, array in enumerate(kernel.constants.arrays)}
+    np.savez(f"{files}.npz", **arrays)
+    Path(f"{files}.module").write_bytes(pickle.dumps(tvm.IRModule({"main": kernel.func})))
+    return _kind(kernel.constants, weight), ""
+
+
+def _kind(constants: Any, weight: NDArray) -> str:
+    """ "dense" if a packed filter stores zeros on purpose, in blocks of channels that share columns."""
+    nonzeros = np.count_nonzero(weight)
+    if nonzeros >= DENSE_FROM * weight.size:
+        return "dense"
+    values = getattr(constants, "values", np.empty((0, 1)))  # a filter that has become code has none
+    return "dense" if values.shape[-1] > 1 and values.size >= MOSTLY_ZEROS * nonzeros else "sparse"
+
+
+def build(files: str, target: Any, archs: Sequence[str]) -> None:
+    """Compile FILES.module into the library FILES.so; `archs` are those of a CUDA target, else none."""
+    import tvm
+
+    from tvm_sparse.tvm_support import check_cuda_modules, cuda_build
+
+    module = pickle.loads(Path(f"{files}.module").read_bytes())
+    with cuda_build(archs, target=target) if archs else nullcontext() as under_way:
+        executable = tvm.compile(module, target=target)
+    if under_way is not None:
+        check_cuda_modules(executable, under_way)
+    executable.export_library(f"{files}.so")
+
+
+def prepare(folder: str, workload: ConvWorkload, seed: int) -> None:
+    """Draw a layer's inputs, once for all of its candidates, and compute what they must give for some of its images."""
+    rng = np.random.default_rng(seed)
+    place = Path(folder)
+    weight = np.load(place / "weight.npy")
+    inputs = {
+        name: rng.standard_normal(shape, np.float32).astype(workload.dtype) for name, shape in _shapes(workload).items()
+    }
+    for name, array in inputs.items():
+        np.save(place / f"{name}.npy", array)
+    images = checked_images(workload.n)
+    np.save(place / "expected.npy", _expected(workload, weight, inputs, images))
+
+
+def checked_images(n: int) -> list[int]:
+    """The images of a batch that are compared: float64 takes its time."""
+    return sorted({0, n // 2, n - 1})
+
+
+def measure(files: str, folder: str, workload: ConvWorkload, best_us: float) -> Timing:
+    """Run FILES.so where this process was made ready to, on its layer's inputs: for its result, then for its time.
+
+    The output starts as NaN; a result that is wrong is not timed. `best_us` is the best time of the layer so far,
+    infinite at first.
+    """
+    import tvm
+
+    with _session(_place, f"{files}.so") as (module, device):
+        arrays = [np.load(f"{folder}/x.npy")]
+        with np.load(f"{files}.npz") as packed:
+            arrays += [packed[name] for name in sorted(packed.files)]
+        arrays += [np.load(f"{folder}/{name}.npy") for name in _shapes(workload) if name != "x"]
+        tensors = [tvm.runtime.tensor(array, device) for array in arrays]
+        shape = (workload.n, workload.k, workload.p, workload.q)
+        tensors.append(tvm.runtime.tensor(np.full(shape, np.nan, workload.dtype), device))
+        module["main"](*tensors)
+        device.sync()
+        error = _error(tensors[-1].numpy(), np.load(f"{folder}/expected.npy"))
+        if error > TOLERANCE[workload.dtype]:
+            return Timing((), error, "")
+        times, timer = _time(module, device, tensors, best_us)
+    return Timing(tuple(times), error, timer)
+
+
+def _shapes(workload: ConvWorkload) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"x": (workload.n, workload.c, workload.h, workload.w)}
+    if workload.epilogue.bias:
+        shapes["bias"] = (workload.k,)
+    if workload.epilogue.residual:
+        shapes["residual"] = (workload.n, workload.k, workload.p, workload.q)
+    return shapes
+
+
+def _expected(workload: ConvWorkload, weight: NDArray, inputs: dict[str, NDArray], images: list[int]) -> NDArray:
+    epilogue = workload.epilogue
+    activation: Any = ("clip", *epilogue.bounds) if epilogue.activation == "clip" else epilogue.activation
+    return oracle.conv2d(
+        inputs["x"][images],
+        weight,
+        bias=inputs.get("bias"),
+        residual=inputs["residual"][images] if epilogue.residual else None,
+        stride=workload.stride,
+        padding=workload.padding,
+        dilation=workload.dilation,
+        groups=workload.groups,
+        activation=activation,
+    )
+
+
+def _error(y: NDArray, expected: NDArray) -> float:
+    if not np.isfinite(y).all():
+        return float("inf")
+    return oracle.relative_error(y[checked_images(len(y))], expected)
+
+
+def _session(place: Place, library: str) -> Any:
+    """A context that gives the loaded candidate and its device, here or on a server of the fleet."""
+    import tvm
+
+    if place.tracker is None:
+        return nullcontext((tvm.runtime.load_module(library), tvm.runtime.device(place.kind, place.index)))
+    from tvm_sparse.tuning.fleet import remote_candidate
+
+    return remote_candidate(place, library)
+
+
+def _time(module: Any, device: Any, tensors: list[Any], best_us: float) -> tuple[Sequence[float], str]:
+    """Times of one call in microseconds, from the best timer there is."""
+    if _place.kind == "cuda" and _place.tracker is None:
+        try:
+            return _by_graph(module, tensors, best_us), "graph"
+        except RuntimeError:
+            device.sync()  # a call that cannot be captured is timed as it is
+
+    def times_us(calls: int, repeats: int) -> list[float]:
+        evaluator = module.time_evaluator("main", device, number=calls, repeat=repeats)
+        return [seconds * 1e6 for seconds in evaluator(*tensors).results]
+
+    return _adaptively(times_us, best_us), "events" if _place.kind == "cuda" else "clock"
+
+
+def _by_graph(module: Any, tensors: list[Any], best_us: float) -> Sequence[float]:
+    from tvm_sparse.tuning.graph_timer import GraphTimer
+
+    global _timer
+    if _timer is None:
+        _timer = GraphTimer(_place.index)
+    timer, main = _timer, module["main"]
+    timer.warm(lambda: main(*tensors))
+
+    def times_us(calls: int, repeats: int) -> list[float]:
+        return timer.calls_us(lambda: main(*tensors), calls=calls, repeats=repeats)
+
+    return _adaptively(times_us, best_us)
+
+
+def _adaptively(times_us: Callable[[int, int], list[float]], best_us: float) -> Sequence[float]:
+    """Enough calls for a steady time; few of a candidate that is far behind."""
+    first = min(times_us(1, 2))
+    calls = max(1, min(MOST_CALLS, int(REPEAT_US / max(first, 0.1))))
+    if first > HOPELESS * best_us:
+        return times_us(calls, FEW_REPEATS)
+    times: list[float] = []
+    for _ in range(MOST_ROUNDS):
+        times += times_us(calls, REPEATS)
+        low, high = np.percentile(times, (25, 75))
+        if high <= (1 + STEADY) * low:
+            break
+    return times
+
+
+#: Of this process: where it measures, and with what.
+_place = Place("cpu")
+_timer: Any = None

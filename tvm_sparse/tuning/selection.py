@@ -1,0 +1,49 @@
+"""Which records matter: the best of every key, without doubles."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from tvm_sparse.tuning.records import Record
+
+
+def by_key(records: Iterable[Record]) -> dict[tuple, list[Record]]:
+    """Records that compare (same device, arch, threads, workload and density class), keys as they first come."""
+    groups: dict[tuple, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.key].append(record)
+    return dict(groups)
+
+
+def best(records: Iterable[Record], kind: str | None = None) -> Record | None:
+    """The fastest that is right, of one kind if named."""
+    right = (record for record in records if record.ok and kind in (None, record.kind))
+    return min(right, key=_time, default=None)
+
+
+def deduplicated(records: Iterable[Record]) -> list[Record]:
+    """One record of every point of every key: the fastest if any is right, else the latest."""
+    chosen: dict[tuple, Record] = {}
+    for record in records:
+        place = (record.key, record.point)
+        other = chosen.get(place)
+        if other is None or not other.ok or (record.ok and _time(record) <= _time(other)):
+            chosen[place] = record
+    return list(chosen.values())
+
+
+def pruned(records: Iterable[Record], keep: int) -> list[Record]:
+    """Of every key the `keep` fastest records, and beside them the fastest dense one, sparse one and default."""
+    kept: list[Record] = []
+    for group in by_key(deduplicated(records)).values():
+        right = sorted((record for record in group if record.ok), key=_time)
+        wanted = [*right[:keep], best(right, "dense"), best(right, "sparse")]
+        wanted += [record for record in right if record.source == "default"]
+        kept += [record for record in right if any(record is one for one in wanted)]
+    return kept
+
+
+def _time(record: Record) -> float:
+    assert record.time_us is not None
+    return record.time_us
