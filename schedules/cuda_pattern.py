@@ -94,8 +94,9 @@ class CudaPattern(Template):
 
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
         row_bytes = density * workload.c_per_group * workload.r * workload.s * BYTES_PER_NONZERO
-        fitting = [rows for rows in ROWS_PER_GROUP[:-1] if rows * row_bytes <= CODE_BYTES] or [ROWS_PER_GROUP[0]]
-        group = pattern_tile.rows_per_group(workload, fitting[-1])
+        filling = pattern_tile.rows_that_fill(workload)
+        fitting = [rows for rows in ROWS_PER_GROUP[:-1] if rows * row_bytes <= CODE_BYTES and rows <= filling]
+        group = pattern_tile.rows_per_group(workload, max(fitting, default=ROWS_PER_GROUP[0]))
         threads = pattern_tile.fill(workload, group, min(THREADS, thread_limit(target)))
         images, rows, cols, channels, stages = 1, 1, threads, workload.c_per_group, 0
         if not reads_own_pixel(workload):
