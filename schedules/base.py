@@ -47,7 +47,7 @@ class Kernel:
 
 
 class Template(ABC):
-    """One way to run direct_conv2d. A template reads shapes, never weights."""
+    """One way to run a direct sparse convolution. A schedule reads shapes, never weights."""
 
     name: str
 

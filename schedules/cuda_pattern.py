@@ -42,12 +42,12 @@ from tvm_sparse.schedules.storage import find_buffer, keep_resident, replace_buf
 from tvm_sparse.workload import ConvWorkload
 
 #: What nvcc compiles in about a minute.
-MOST_NONZEROS = 65_000
+MOST_NONZEROS = 32_000
 #: Code of one row group that stays in the instruction cache of a multiprocessor.
 CODE_BYTES = 100 * 1024
-#: Sums of a thread; the rest of 128 registers is for inputs under way and addresses.
-MOST_SUMS = 96
-ROWS_PER_GROUP = (8, 16, 32, 64, 96)
+#: Sums of a thread; inputs under way and addresses take 16 registers and more.
+MOST_SUMS = 128
+ROWS_PER_GROUP = (8, 16, 32, 64, 128)
 #: Threads of a block, and shared memory of its tiles, that leave room for several blocks a multiprocessor.
 THREADS, STAGED_BYTES = 256, 64 * 1024
 
@@ -94,14 +94,16 @@ class CudaPattern(Template):
 
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
         row_bytes = density * workload.c_per_group * workload.r * workload.s * BYTES_PER_NONZERO
-        fitting = [rows for rows in ROWS_PER_GROUP[:-1] if rows * row_bytes <= CODE_BYTES] or [ROWS_PER_GROUP[0]]
-        group = pattern_tile.rows_per_group(workload, fitting[-1])
+        filling = pattern_tile.rows_that_fill(workload)
+        fitting = [rows for rows in ROWS_PER_GROUP[:-1] if rows * row_bytes <= CODE_BYTES and rows <= filling]
+        group = pattern_tile.rows_per_group(workload, max(fitting, default=ROWS_PER_GROUP[0]))
         threads = pattern_tile.fill(workload, group, min(THREADS, thread_limit(target)))
         images, rows, cols, channels, stages = 1, 1, threads, workload.c_per_group, 0
         if not reads_own_pixel(workload):
             budget = min(STAGED_BYTES, shared_limit(target))
             images, rows, cols = tile = pattern_tile.best_tile(workload, threads, budget)
-            stages = 2 if _copies_words(workload) else 1
+            one = pattern_tile.shared_bytes(PatternTiling(workload, *tile, 1, group), 1)
+            stages = 2 if _copies_words(workload) and 2 * one <= budget else 1
             channels = pattern_tile.channels_within(workload, tile, stages, budget)
             stages = stages if channels < workload.c_per_group else 1
         return {

@@ -37,6 +37,12 @@ def rows_per_group(workload: ConvWorkload, most: int) -> int:
     return min(most, workload.k) if workload.groups == 1 else closest_divisor(workload.k_per_group, most)
 
 
+def rows_that_fill(workload: ConvWorkload) -> int:
+    """Output channels of a group for which every multiprocessor has a warp for each of its schedulers."""
+    pixels = workload.n * workload.p * workload.q
+    return workload.k * pixels // (PROCESSORS * WARPS_AT_A_TIME * WARP)
+
+
 def fill(workload: ConvWorkload, rows: int, most_threads: int) -> int:
     """Threads of a block, at most so many, so that there is a block for every multiprocessor."""
     blocks = workload.n * workload.p * workload.q * -(-workload.k // rows) // PROCESSORS

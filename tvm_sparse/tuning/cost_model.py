@@ -34,6 +34,7 @@ SETTINGS = {
     "subsample": 0.8,
     "colsample_bytree": 0.6,
     "min_child_weight": 1.0,
+    "nthread": 1,  # a few thousand examples take a quarter of a second; more threads wait for CPUs that builders use
     "verbosity": 0,
 }
 
@@ -56,13 +57,13 @@ class CostModel:
         XGBoost is not installed.
     """
 
-    def __init__(self, *, threads: int = 1, seed: int = 0) -> None:
+    def __init__(self, *, seed: int = 0) -> None:
         try:
             import xgboost
         except ImportError:
             raise CompileError('tuning needs XGBoost: pip install "tvm-sparse[tune]"') from None
         self._xgboost = xgboost
-        self._settings = {**SETTINGS, "nthread": threads, "seed": seed}
+        self._settings = {**SETTINGS, "seed": seed}
         self._columns: dict[str, int] = {}
         self._refused: list[dict[str, float]] = []
         self._booster: Any = None

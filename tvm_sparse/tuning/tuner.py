@@ -148,8 +148,7 @@ def _search(book: TrialBook, setting: Setting, builders: WorkerPool, runners: Wo
     from tvm_sparse.tvm_support import without_tensor_intrinsics
 
     guided = setting.strategy == "guided"
-    threads = min(4, max(1, builders.size - 1))
-    model = Model(book, CostModel(threads=threads, seed=setting.seed)) if guided else None
+    model = Model(book, CostModel(seed=setting.seed)) if guided else None
     if model is not None:
         model.refresh()
     tasks: dict[Layer, LayerTask] = {}
