@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm.target import Target
 
 from tvm_sparse.errors import InputError
@@ -15,6 +17,13 @@ from tvm_sparse.schedules.fallback import Fallback
 from tvm_sparse.workload import ConvWorkload
 
 TEMPLATES: tuple[Template, ...] = (CpuVector(), CudaPixel(), CudaPixelNonzero(), CudaPattern(), Fallback())
+
+
+#: The partial sums a CUDA template may cut a pixel into.
+SPLITS: dict[str, Callable[[ConvWorkload], tuple[int, ...]]] = {
+    "cuda_pixel": lambda workload: (),
+    "cuda_pixel_nonzero": CudaPixelNonzero.splits,
+}
 
 
 def template(name: str) -> Template:
@@ -47,5 +56,5 @@ def select(workload: ConvWorkload, density: float, target: Target) -> Template:
     names = {"llvm": ("cpu_vector",), "cuda": ("cuda_pixel", "cuda_pixel_nonzero")}.get(target.kind.name, ())
     able = [name for name in names if template(name).applies(workload, target) is None]
     if len(able) > 1:
-        able.sort(key=lambda name: cuda_cost.cheapest(workload, density, target, template(name).splits(workload))[0])
+        able.sort(key=lambda name: cuda_cost.cheapest(workload, density, target, SPLITS[name](workload))[0])
     return template(able[0] if able else "fallback")

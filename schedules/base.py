@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 from tvm import tirx
@@ -14,7 +14,7 @@ from tvm.target import Target
 
 from tvm_sparse.compute.direct_conv import DirectConv, direct_conv2d
 from tvm_sparse.compute.geometry import Tiling
-from tvm_sparse.compute.packed_filter import PackedFilter, StagedFilter, pack_filter, stage_filter
+from tvm_sparse.compute.packed_filter import pack_filter, stage_filter
 from tvm_sparse.errors import InputError
 from tvm_sparse.formats import ColumnVectorFilter, CSRFilter, SlicedELLFilter, SparseFilter
 from tvm_sparse.workload import ConvWorkload
@@ -83,8 +83,8 @@ class Template(ABC):
         return 1
 
     @abstractmethod
-    def schedule(self, conv: DirectConv, tiling: Tiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
-        """Map the expression to the machine."""
+    def schedule(self, conv: DirectConv, tiling: Any, knobs: Knobs, target: Target) -> tirx.PrimFunc:
+        """Map the expression, over a tiling of this template, to the machine."""
 
     def kernel(self, workload: ConvWorkload, weight: NDArray, target: Target, knobs: Knobs | None = None) -> Kernel:
         """Pack `weight` (k, c/groups, r, s) and schedule its convolution; `knobs` complete or None for the default.
@@ -105,17 +105,15 @@ class Template(ABC):
                     raise
                 chosen = fewer
 
-    def _kernel(
-        self, workload: ConvWorkload, weight: NDArray, target: Target, chosen: dict[str, int | str]
-    ) -> Kernel:
+    def _kernel(self, workload: ConvWorkload, weight: NDArray, target: Target, chosen: dict[str, int | str]) -> Kernel:
         tiling = self.tiling(workload, chosen)
         pad_to = int(chosen.get("pad_to", 1))
         stream = make_format(weight, str(chosen["format"])).stream(tiling.channels, pad_to)
-        packed: PackedFilter | StagedFilter = pack_filter(stream, tiling, pad_to, self.row_block_multiple(chosen))
-        if self.stages_filter:
-            packed = stage_filter(packed, self.row_block_multiple(chosen))
-        func = self.schedule(direct_conv2d(tiling, packed), tiling, chosen, target)
-        return self.finished(workload, chosen, func, packed)
+        together = self.row_block_multiple(chosen)
+        packed = pack_filter(stream, tiling, pad_to, together)
+        constants = stage_filter(packed, together) if self.stages_filter else packed
+        func = self.schedule(direct_conv2d(tiling, constants), tiling, chosen, target)
+        return self.finished(workload, chosen, func, constants)
 
     def checked_knobs(
         self, workload: ConvWorkload, weight: NDArray, target: Target, knobs: Knobs | None

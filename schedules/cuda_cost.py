@@ -16,10 +16,9 @@ from itertools import product
 from tvm.target import Target
 
 from tvm_sparse.compute.warp_tiling import ELEMENT_BYTES, WARP, WarpTiling
-from tvm_sparse.schedules import cuda_tiles as tiles
 from tvm_sparse.errors import InputError
+from tvm_sparse.schedules import cuda_tiles as tiles
 from tvm_sparse.schedules.base import Knobs
-from tvm_sparse.schedules.gpu_target import shared_limit
 from tvm_sparse.workload import ConvWorkload
 
 #: A large GPU of today.

@@ -39,10 +39,6 @@ class CudaPixel(Template):
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
         return tiles.tile_space(workload)
 
-    def splits(self, workload: ConvWorkload) -> tuple[int, ...]:
-        """The partial sums a pixel may be cut into: none here."""
-        return ()
-
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
         return cuda_cost.cheapest(workload, density, target)[1]
 
@@ -72,7 +68,9 @@ class CudaPixel(Template):
         lanes, own = rest[:3], rest[3:]
         sch.bind(block, "blockIdx.x")
         sch.bind(warp, "threadIdx.y")
-        chunk = stages.sum_nonzeros(sch, tiling, warp, int(knobs["pad_to"]), {"threadIdx.y": warps, "threadIdx.x": WARP})
+        chunk = stages.sum_nonzeros(
+            sch, tiling, warp, int(knobs["pad_to"]), {"threadIdx.y": warps, "threadIdx.x": WARP}
+        )
         sch.bind(sch.fuse(*lanes), "threadIdx.x")
         stages.set_to_zero(sch, "part", chunk)
         stages.copy_ahead(sch, chunk)

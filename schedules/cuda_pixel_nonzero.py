@@ -41,7 +41,8 @@ class CudaPixelNonzero(Template):
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
         return {**tiles.tile_space(workload), "splits": self.splits(workload), "split_over": ("warps", "blocks")}
 
-    def splits(self, workload: ConvWorkload) -> tuple[int, ...]:
+    @staticmethod
+    def splits(workload: ConvWorkload) -> tuple[int, ...]:
         """The partial sums a pixel may be cut into."""
         return tuple(s for s in (2, 4, 8, 16) if s <= workload.c_per_group)
 

@@ -27,8 +27,9 @@ MOST_COPIES = 32
 def cut_output(sch: s_tir.Schedule, tiling: WarpTiling, warps: int, per_warp: int, vector: int) -> tuple[Any, dict]:
     """Cut the loops of "out" into those of a block, fused, and those inside a block, by name.
 
-    Inside: warp (row blocks), lane_image, lane_row and lane_col (the pixels of a warp, not fused yet: s_tir finds exact
-    regions below exact loops only), kb and v (output channels), own_image, own_row and own_col (the pixels of a thread).
+    Inside: warp (row blocks), lane_image, lane_row and lane_col (the pixels of a warp, not fused yet: s_tir finds
+    exact regions below exact loops only), kb and v (output channels), own_image, own_row and own_col (the pixels of a
+    thread).
     """
     n, k, p, q = sch.get_loops(sch.get_sblock("out"))
     g, k = sch.split(k, [tiling.workload.groups, None])
@@ -79,7 +80,9 @@ def sum_nonzeros(sch: s_tir.Schedule, tiling: WarpTiling, loop: Any, pad_to: int
 
     above = len([*outside, lane, c])
     for name in STAGED:
-        staged = sch.get_sblock("tile") if name == "tile" else sch.cache_read(part, _read_index(sch, part, name), SHARED)
+        staged = (
+            sch.get_sblock("tile") if name == "tile" else sch.cache_read(part, _read_index(sch, part, name), SHARED)
+        )
         sch.set_scope(staged, 0, SHARED)
         sch.compute_at(staged, c, preserve_unit_loops=True)
         *outer, run = sch.get_loops(staged)[above:]

@@ -87,7 +87,9 @@ def _is_length_test(call: tvm.ir.Call) -> bool:
     if not str(call.op.name).endswith("if_then_else") or not isinstance(call.args[0], tirx.LT):
         return False
     loads: list[str] = []
-    tvm_ffi.structural_walk(call.args[0].b, (tvm.ir.TensorLoad, lambda load: loads.append(load.source.name)), order="pre")
+    tvm_ffi.structural_walk(
+        call.args[0].b, (tvm.ir.TensorLoad, lambda load: loads.append(load.source.name)), order="pre"
+    )
     return any(name.startswith(ROW_LENGTHS) for name in loads)
 
 

@@ -185,11 +185,14 @@ def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes
 def _asynchronous(source: str) -> list[str]:
     """Stand-ins for the functions that copy asynchronously, which TVM names after the sizes they take."""
     functions = []
-    for name, bytes_, to, from_ in sorted(set(re.findall(r"(ptx_cp_async_legacy_\w*?c[ga]_(\d+)_(\d+)_(\d+))\(", source))):
+    for name, bytes_, to, from_ in sorted(
+        set(re.findall(r"(ptx_cp_async_legacy_\w*?c[ga]_(\d+)_(\d+)_(\d+))\(", source))
+    ):
         copy = f"copy_async((char*)to + to_at * {to}, (const char*)from + from_at * {from_}, {bytes_}, {bytes_})"
         if "pred" in name:
             zero = f"memset((char*)to + to_at * {to}, 0, {bytes_})"
-            body = f"(void* to, int to_at, const void* from, int from_at, int inside) {{ if (inside) {copy}; else {zero}; }}"
+            take = "void* to, int to_at, const void* from, int from_at, int inside"
+            body = f"({take}) {{ if (inside) {copy}; else {zero}; }}"
         else:
             body = f"(void* to, int to_at, const void* from, int from_at) {{ {copy}; }}"
         functions.append(f"static void {name}{body}")

@@ -97,12 +97,12 @@ def test_the_default_is_always_accepted_on_a_small_gpu():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pixels": "1x14x1", "blocks_per_warp": 16, "channels": 8}, "sums a thread"),
-        ({"pixels": "1x14x1", "blocks_per_warp": 8, "pad_to": 8, "channels": 8}, "products a step"),
-        ({"pixels": "1x14x1", "blocks_per_warp": 8, "warps": 32, "channels": 8}, "registers a block"),
+        ({"pixels": "1x14x1", "blocks_per_warp": 16, "channels": 1, "warps": 1}, "sums a thread"),
+        ({"pixels": "1x14x1", "blocks_per_warp": 8, "pad_to": 8, "channels": 1, "warps": 1}, "products a step"),
+        ({"pixels": "1x14x1", "blocks_per_warp": 8, "warps": 32, "channels": 1, "pad_to": 1}, "registers a block"),
         ({"warps": 64}, "threads a block"),
         ({"channels": 256, "pixels": "1x14x1"}, "bytes of shared memory"),
-        ({"format": "column_vector:64"}, "sums a thread"),
+        ({"format": "column_vector:64", "channels": 1, "pixels": "1x4x1", "warps": 1}, "sums a thread"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):

@@ -18,7 +18,11 @@ KERNELS = {
     "cpu_vector_dense": (AVX512, 1.0, {}),
     "cuda_pixel": (GPU, 0.1, {"lanes": "1x2x16", "pixels": "1x7x1"}),
     "cuda_pixel_dense": (GPU, 1.0, {}),
-    "cuda_pixel_nonzero": (GPU, 0.1, {"split_over": "warps", "pixels": "1x1x1", "blocks_per_warp": 2, "splits": 2}),
+    "cuda_pixel_nonzero": (
+        GPU,
+        0.1,
+        {"split_over": "warps", "pixels": "1x1x1", "warps": 2, "blocks_per_warp": 2, "splits": 2},
+    ),
     "cuda_pixel_nonzero_blocks": (GPU, 0.1, {"split_over": "blocks"}),
     "cuda_pattern": (GPU, 0.02, {"rows_per_group": 8, "stages": 2}),
     "fallback": (AVX512, 0.1, {}),

@@ -64,12 +64,15 @@ def direct_conv2d(tiling: Tiling, packed: PackedFilter | StagedFilter) -> Direct
     in_tile = (tiling.elements // width, width) if width > 1 else (tiling.elements,)
 
     def read_input(tn: Any, g: Any, ty: Any, tx: Any, chunk: Any, *e: Any) -> Any:
-        image, channel, row, col, inside = tiling.source(*e[:2], *([0] if width == 1 else []), chunk, tn, ty, tx)
+        image, channel, row, col, inside = tiling.source(e[0], e[1] if width > 1 else 0, chunk, tn, ty, tx)
         element = x[image, g * workload.c_per_group + channel, row, col]
         return tirx.if_then_else(tirx.all(*inside), element, tirx.const(0, dtype)) if inside else element
 
     tile = te.compute(
-        (image_tiles, groups, grid_rows, grid_cols, chunks, *in_tile), read_input, name="tile", varargs_names=["e", "w"][: len(in_tile)]
+        (image_tiles, groups, grid_rows, grid_cols, chunks, *in_tile),
+        read_input,
+        name="tile",
+        varargs_names=["e", "w"][: len(in_tile)],
     )
 
     per_split = chunks // tiling.splits

@@ -1,19 +1,19 @@
 """How output pixels lie on the threads of a warp, and where in a GPU tile's input a filter column stands.
 
-A warp's 32 lanes are `lanes` = (images, rows, columns) neighbouring output pixels of one output channel; a thread holds
-`pixels` = (images, rows, columns) of them, a whole warp's extent apart. So a tile has lanes x pixels output pixels along
-every axis, and lanes need not be wasted on 7 or 14 columns: a warp may lie across images.
+A warp's 32 lanes are `lanes` = (images, rows, columns) neighbouring output pixels of one output channel; a thread
+holds `pixels` = (images, rows, columns) of them, a whole warp's extent apart. So a tile has lanes x pixels output
+pixels along every axis, and lanes need not be wasted on 7 or 14 columns: a warp may lie across images.
 
 The tile's input, for one chunk of channels, is one flat buffer with
 
     input element of (filter column, pixel) = buffer[offset(column) + pixel_address(index)]
 
-It is made for two readers. The warps that sum want their 32 lanes in 32 different memory banks: pixels stand one element
-apart whatever the stride (a strided axis is stored phase by phase: all positions that are 0 modulo the stride, then 1,
-..., as far as the kernel's taps use them), and row and image strides are padded. The threads that copy want the widest
-copies that the input's alignment allows: a row starts with a margin that keeps its true columns aligned, so that
-`copy_width` neighbouring elements are all inside the input or all outside. The whole planes of a pointwise
-convolution are copied as one run, whatever their size.
+It is made for two readers. The warps that sum want their 32 lanes in 32 different memory banks: pixels stand one
+element apart whatever the stride (a strided axis is stored phase by phase: all positions that are 0 modulo the stride,
+then 1, ..., as far as the kernel's taps use them), and row and image strides are padded. The threads that copy want the
+widest copies that the input's alignment allows: a row starts with a margin that keeps its true columns aligned, so that
+`copy_width` neighbouring elements are all inside the input or all outside. The whole planes of a pointwise convolution
+are copied as one run, whatever their size.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class WarpTiling:
         """Neighbouring elements that one copy moves: 16, 8 or 4 bytes, or a single element."""
         workload, size = self.workload, ELEMENT_BYTES[self.workload.dtype]
         if self.whole_planes:
-            runs = (self.channels * workload.q, workload.c_per_group * workload.q)
+            runs: tuple[int, ...] = (self.channels * workload.q, workload.c_per_group * workload.q)
         elif workload.stride[1] == 1:
             runs = (workload.w, self.cols if self.grid[2] > 1 else 0)
         else:
@@ -166,7 +166,12 @@ class WarpTiling:
     def col_axis(self) -> Axis:
         workload = self.workload
         return Axis(
-            workload.q, self.cols, workload.s, workload.stride[1], workload.dilation[1], -workload.padding[1] % self.copy_width
+            workload.q,
+            self.cols,
+            workload.s,
+            workload.stride[1],
+            workload.dilation[1],
+            -workload.padding[1] % self.copy_width,
         )
 
     @property
@@ -199,7 +204,7 @@ class WarpTiling:
     def _overlap(self) -> int:
         """Columns at the end of a row that may lie on the first ones of the next row: both are in the padding."""
         workload, axis = self.workload, self.col_axis
-        if workload.stride[1] > 1 or self.grid[2] > 1 or self.copy_width > 1 and workload.w % self.copy_width:
+        if workload.stride[1] > 1 or self.grid[2] > 1 or (self.copy_width > 1 and workload.w % self.copy_width):
             return 0
         before = axis.margin + workload.padding[1]
         return max(0, min(before, axis.size - before - workload.w))
@@ -251,7 +256,9 @@ class WarpTiling:
         _, rows, cols = self.lanes
         workload = self.workload
         place = [lane // (rows * cols), lane // cols % rows, lane % cols]
-        for axis, (own, lanes, size) in enumerate(zip(self.pixels, self.lanes, (workload.n, workload.p, workload.q), strict=True)):
+        for axis, (own, lanes, size) in enumerate(
+            zip(self.pixels, self.lanes, (workload.n, workload.p, workload.q), strict=True)
+        ):
             if own == 1 and size < lanes:
                 place[axis] = least(place[axis], size - 1)
         return place[0], place[1], place[2]
