@@ -45,9 +45,6 @@ from tvm_sparse.workload import ConvWorkload
 MOST_NONZEROS = 32_000
 #: Code of one row group that stays in the instruction cache of a multiprocessor.
 CODE_BYTES = 100 * 1024
-#: Sums of a thread; inputs under way and addresses take 16 registers and more.
-MOST_SUMS = 128
-ROWS_PER_GROUP = (8, 16, 32, 64, 128)
 #: Threads of a block, and shared memory of its tiles, that leave room for several blocks a multiprocessor.
 THREADS, STAGED_BYTES = 256, 64 * 1024
 
@@ -80,32 +77,32 @@ class CudaPattern(Template):
 
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
         own = reads_own_pixel(workload)
-        groups = {pattern_tile.rows_per_group(workload, rows) for rows in ROWS_PER_GROUP}
         return {
             "images": tuple(images for images in pattern_tile.IMAGES if images <= workload.n),
             "rows": pattern_tile.tile_widths(workload.p),
             "cols": (*pattern_tile.tile_widths(workload.q), *((64, 128, 256) if own else ())),
             "channels": tuple(sorted({-(-workload.c_per_group // 2**halvings) for halvings in range(8)})),
-            "rows_per_group": tuple(sorted(groups)),
+            "rows_per_group": pattern_tile.row_groups(workload),
             "stages": ((0,) if own else ()) + ((1, 2) if _copies_words(workload) else (1,)),
             "order": ("groups", "tiles"),
             "blocks_per_sm": (0, 2, 3, 4),
         }
 
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
-        row_bytes = density * workload.c_per_group * workload.r * workload.s * BYTES_PER_NONZERO
-        filling = pattern_tile.rows_that_fill(workload)
-        fitting = [rows for rows in ROWS_PER_GROUP[:-1] if rows * row_bytes <= CODE_BYTES and rows <= filling]
-        group = pattern_tile.rows_per_group(workload, max(fitting, default=ROWS_PER_GROUP[0]))
-        threads = pattern_tile.fill(workload, group, min(THREADS, thread_limit(target)))
-        images, rows, cols, channels, stages = 1, 1, threads, workload.c_per_group, 0
-        if not reads_own_pixel(workload):
-            budget = min(STAGED_BYTES, shared_limit(target))
-            images, rows, cols = tile = pattern_tile.best_tile(workload, threads, budget)
+        own, budget = reads_own_pixel(workload), min(STAGED_BYTES, shared_limit(target))
+        threads = min(THREADS, thread_limit(target))
+        tile = (1, 1, threads) if own else pattern_tile.best_tile(workload, threads, budget)
+        group = pattern_tile.best_rows(workload, density, tile, not own)
+        threads = pattern_tile.fill(workload, group, threads)
+        channels, stages = workload.c_per_group, 0
+        if not own:
+            tile = pattern_tile.best_tile(workload, threads, budget)
             one = pattern_tile.shared_bytes(PatternTiling(workload, *tile, 1, group), 1)
             stages = 2 if _copies_words(workload) and 2 * one <= budget else 1
             channels = pattern_tile.channels_within(workload, tile, stages, budget)
             stages = stages if channels < workload.c_per_group else 1
+        images, rows, cols = (1, 1, threads) if own else tile
+        code = BYTES_PER_NONZERO * density * math.prod(workload.filter_shape)
         return {
             "images": images,
             "rows": rows,
@@ -113,7 +110,7 @@ class CudaPattern(Template):
             "channels": channels,
             "rows_per_group": group,
             "stages": stages,
-            "order": "groups" if workload.k * row_bytes > CODE_BYTES else "tiles",
+            "order": "groups" if code > CODE_BYTES and pattern_tile.shared_groups(workload, group) else "tiles",
             "blocks_per_sm": 0,
         }
 
@@ -205,7 +202,7 @@ class CudaPattern(Template):
         limits = {
             "threads a block": (tiling.pixels, thread_limit(target)),
             "bytes of shared memory a block": (self.shared_bytes(tiling, knobs), shared_limit(target)),
-            "sums a thread": (group, MOST_SUMS),
+            "sums a thread": (group, pattern_tile.MOST_SUMS),
         }
         for what, (needed, allowed) in limits.items():
             if needed > allowed:

@@ -17,7 +17,7 @@ from tests.schedules.test_templates import check, drawn_knobs
 from tvm_sparse.compute.pattern_conv import PatternTiling, pattern_conv2d
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import template
-from tvm_sparse.schedules.pattern_tile import best_tile, channels_within
+from tvm_sparse.schedules.pattern_tile import best_tile, channels_within, row_groups
 from tvm_sparse.tvm_support import check_cuda_modules, cuda_build
 from tvm_sparse.workload import ConvWorkload, Epilogue
 
@@ -139,3 +139,14 @@ def test_machine_code_comes_out(stages, dtype):
     built = PATTERN.kernel(workload, weight, GPU, knobs)
     with cuda_build("sm_90", compiler="nvcc") as build:
         check_cuda_modules(tvm.compile(tvm.IRModule({"main": built.func}), target=build.target), build)
+
+
+def test_row_groups_are_larger_for_many_pixels_and_whole_for_conv_groups():
+    def chosen(n: int, density: float) -> int:
+        workload = ConvWorkload(n, 64, 56, 56, 64, 3, 3, padding=(1, 1, 1, 1))
+        return int(PATTERN.default(workload, density, GPU)["rows_per_group"])
+
+    assert chosen(1, 0.1) < chosen(32, 0.1) <= chosen(512, 0.1)
+    assert chosen(32, 0.4) <= chosen(32, 0.02)
+    grouped = ConvWorkload(1, 96, 27, 27, 256, 5, 5, padding=(2, 2, 2, 2), groups=2)
+    assert all(grouped.k_per_group % rows == 0 for rows in row_groups(grouped))
