@@ -35,6 +35,7 @@ from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import pattern_tile
 from tvm_sparse.schedules.async_copy import copy_ahead, mark_copy_ahead
 from tvm_sparse.schedules.base import Kernel, Knobs, Template
+from tvm_sparse.schedules.chunk_order import mark_rotated, rotate_chunks
 from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
 from tvm_sparse.schedules.pattern_code import evaluate_pattern, mark_pattern
 from tvm_sparse.schedules.primitives import declare_whole_read
@@ -86,6 +87,7 @@ class CudaPattern(Template):
             "stages": ((0,) if own else ()) + ((1, 2) if _copies_words(workload) else (1,)),
             "order": ("groups", "tiles"),
             "blocks_per_sm": (0, 2, 3, 4),
+            "rotate": (0, 1),
         }
 
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
@@ -112,6 +114,7 @@ class CudaPattern(Template):
             "stages": stages,
             "order": "groups" if code > CODE_BYTES and pattern_tile.shared_groups(workload, group) else "tiles",
             "blocks_per_sm": 0,
+            "rotate": 0,
         }
 
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> PatternTiling:  # type: ignore[override]
@@ -135,6 +138,8 @@ class CudaPattern(Template):
         tiling = self.tiling(workload, chosen)
         scheduled = self.schedule(pattern_conv2d(tiling), tiling, chosen, target)
         func = evaluate_pattern(scheduled, pad_filter(weight, tiling), tiling.rows_per_group, tiling.channels)
+        if int(chosen["rotate"]):
+            func = rotate_chunks(func, pattern_tile.PROCESSORS)
         if int(chosen["stages"]) == 2:
             func = copy_ahead(func, find_buffer(func, "tile_shared.dyn"))
         if blocks := int(chosen["blocks_per_sm"]):
@@ -180,6 +185,8 @@ class CudaPattern(Template):
         sch.bind(sch.fuse(*pixels), "threadIdx.x")
         sch.unroll(v)
         mark_pattern(sch, sums)
+        if int(knobs["rotate"]):
+            mark_rotated(sch, chunk)
         if int(knobs["stages"]) == 2:
             mark_copy_ahead(sch, chunk)
         return _own_storage(sch.mod["main"], tiling, int(knobs["stages"]))
@@ -211,6 +218,8 @@ class CudaPattern(Template):
             raise InputError(f"{workload}: knobs {dict(knobs)}: {group} output channels reach over two groups")
         if int(knobs["stages"]) == 2 and not _copies_words(workload):
             raise InputError(f"{workload}: knobs {dict(knobs)}: two stages need elements of 4 bytes")
+        if int(knobs["rotate"]) and tiling.chunks % max(1, int(knobs["stages"])):
+            raise InputError(f"{workload}: knobs {dict(knobs)}: {tiling.chunks} chunks cannot rotate in pairs")
 
 
 def _own_storage(func: tirx.PrimFunc, tiling: PatternTiling, stages: int) -> tirx.PrimFunc:
