@@ -33,7 +33,7 @@ from tvm_sparse.compute.pattern_conv import (
 )
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import pattern_tile
-from tvm_sparse.schedules.async_copy import copy_ahead, mark_copy_ahead
+from tvm_sparse.schedules.async_copy import COPY_BYTES, copy_ahead, mark_copy_ahead
 from tvm_sparse.schedules.base import Kernel, Knobs, Template
 from tvm_sparse.schedules.chunk_order import mark_rotated, rotate_chunks
 from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
@@ -46,6 +46,8 @@ from tvm_sparse.workload import ConvWorkload
 MOST_NONZEROS = 32_000
 #: Code of one row group that stays in the instruction cache of a multiprocessor.
 CODE_BYTES = 100 * 1024
+#: Copies of a thread and chunk that are unrolled.
+MOST_COPIES = 256
 #: Threads of a block, and shared memory of its tiles, that leave room for several blocks a multiprocessor.
 THREADS, STAGED_BYTES = 256, 64 * 1024
 
@@ -84,7 +86,7 @@ class CudaPattern(Template):
             "cols": (*pattern_tile.tile_widths(workload.q), *((64, 128, 256) if own else ())),
             "channels": tuple(sorted({-(-workload.c_per_group // 2**halvings) for halvings in range(8)})),
             "rows_per_group": pattern_tile.row_groups(workload),
-            "stages": ((0,) if own else ()) + ((1, 2) if _copies_words(workload) else (1,)),
+            "stages": ((0,) if own else ()) + ((1, 2) if _copies_ahead(workload, target) else (1,)),
             "order": ("groups", "tiles"),
             "blocks_per_sm": (0, 2, 3, 4),
             "rotate": (0, 1),
@@ -100,7 +102,7 @@ class CudaPattern(Template):
         if not own:
             tile = pattern_tile.best_tile(workload, threads, budget)
             one = pattern_tile.shared_bytes(PatternTiling(workload, *tile, 1, group), 1)
-            stages = 2 if _copies_words(workload) and 2 * one <= budget else 1
+            stages = 2 if _copies_ahead(workload, target) and 2 * one <= budget else 1
             channels = pattern_tile.channels_within(workload, tile, stages, budget)
             stages = stages if channels < workload.c_per_group else 1
         images, rows, cols = (1, 1, threads) if own else tile
@@ -201,8 +203,9 @@ class CudaPattern(Template):
         step, thread = sch.split(place, [None, tiling.pixels])
         sch.reorder(step, thread, plane)
         sch.bind(thread, "threadIdx.x")
-        sch.unroll(step)
-        sch.unroll(plane)
+        if tiling.elements <= MOST_COPIES * tiling.pixels:
+            sch.unroll(step)
+            sch.unroll(plane)
 
     def _check(self, tiling: PatternTiling, knobs: Knobs, target: Target) -> None:
         workload, group = tiling.workload, tiling.rows_per_group
@@ -216,8 +219,8 @@ class CudaPattern(Template):
                 raise InputError(f"{workload}: knobs {dict(knobs)}: {needed} {what}, {allowed} at most")
         if workload.groups > 1 and workload.k_per_group % group:
             raise InputError(f"{workload}: knobs {dict(knobs)}: {group} output channels reach over two groups")
-        if int(knobs["stages"]) == 2 and not _copies_words(workload):
-            raise InputError(f"{workload}: knobs {dict(knobs)}: two stages need elements of 4 bytes")
+        if int(knobs["stages"]) == 2 and not _copies_ahead(workload, target):
+            raise InputError(f"{workload}: knobs {dict(knobs)}: two stages need elements of 4 bytes and sm_80")
         if int(knobs["rotate"]) and tiling.chunks % max(1, int(knobs["stages"])):
             raise InputError(f"{workload}: knobs {dict(knobs)}: {tiling.chunks} chunks cannot rotate in pairs")
 
@@ -233,6 +236,7 @@ def _own_storage(func: tirx.PrimFunc, tiling: PatternTiling, stages: int) -> tir
     return replace_buffer(func, old, tile, lambda at: [at[4] % stages * tiling.elements + at[5]])
 
 
-def _copies_words(workload: ConvWorkload) -> bool:
-    """Whether elements are as large as the smallest asynchronous copy."""
-    return DTYPE_BYTES[workload.dtype] == 4
+def _copies_ahead(workload: ConvWorkload, target: Target) -> bool:
+    """Whether elements are as large as the smallest asynchronous copy, and the GPU has it."""
+    version = "".join(filter(str.isdigit, str(target.attrs.get("arch", ""))))
+    return DTYPE_BYTES[workload.dtype] == COPY_BYTES and int(version or 0) >= 80

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import tvm
+from tvm.target import Target
 
 from tests.cases import Case, seeded
 from tests.cuda_on_cpu import cuda_source
@@ -148,6 +149,13 @@ def test_machine_code_comes_out(stages, dtype):
     built = PATTERN.kernel(workload, weight, GPU, knobs)
     with cuda_build("sm_90", compiler="nvcc") as build:
         check_cuda_modules(tvm.compile(tvm.IRModule({"main": built.func}), target=build.target), build)
+
+
+def test_old_gpus_have_no_asynchronous_copies():
+    turing = Target({"kind": "cuda", "arch": "sm_75", "max_threads_per_block": 1024, "thread_warp_size": 32})
+    assert PATTERN.default(LAYER, 0.1, turing)["stages"] == 1
+    with pytest.raises(InputError, match="sm_80"):
+        kernel("cuda_pattern", Case(LAYER, 0.1, "", 1), turing, stages=2)
 
 
 def test_row_groups_are_larger_for_many_pixels_and_whole_for_conv_groups():
