@@ -33,8 +33,9 @@ from tvm_sparse.compute.pattern_conv import (
 )
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import pattern_tile
-from tvm_sparse.schedules.async_copy import copy_ahead, mark_copy_ahead
+from tvm_sparse.schedules.async_copy import COPY_BYTES, copy_ahead, mark_copy_ahead
 from tvm_sparse.schedules.base import Kernel, Knobs, Template
+from tvm_sparse.schedules.chunk_order import mark_rotated, rotate_chunks
 from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
 from tvm_sparse.schedules.pattern_code import evaluate_pattern, mark_pattern
 from tvm_sparse.schedules.primitives import declare_whole_read
@@ -45,9 +46,8 @@ from tvm_sparse.workload import ConvWorkload
 MOST_NONZEROS = 32_000
 #: Code of one row group that stays in the instruction cache of a multiprocessor.
 CODE_BYTES = 100 * 1024
-#: Sums of a thread; inputs under way and addresses take 16 registers and more.
-MOST_SUMS = 128
-ROWS_PER_GROUP = (8, 16, 32, 64, 128)
+#: Copies of a thread and chunk that are unrolled.
+MOST_COPIES = 256
 #: Threads of a block, and shared memory of its tiles, that leave room for several blocks a multiprocessor.
 THREADS, STAGED_BYTES = 256, 64 * 1024
 
@@ -80,32 +80,33 @@ class CudaPattern(Template):
 
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
         own = reads_own_pixel(workload)
-        groups = {pattern_tile.rows_per_group(workload, rows) for rows in ROWS_PER_GROUP}
         return {
             "images": tuple(images for images in pattern_tile.IMAGES if images <= workload.n),
             "rows": pattern_tile.tile_widths(workload.p),
             "cols": (*pattern_tile.tile_widths(workload.q), *((64, 128, 256) if own else ())),
             "channels": tuple(sorted({-(-workload.c_per_group // 2**halvings) for halvings in range(8)})),
-            "rows_per_group": tuple(sorted(groups)),
-            "stages": ((0,) if own else ()) + ((1, 2) if _copies_words(workload) else (1,)),
+            "rows_per_group": pattern_tile.row_groups(workload),
+            "stages": ((0,) if own else ()) + ((1, 2) if _copies_ahead(workload, target) else (1,)),
             "order": ("groups", "tiles"),
             "blocks_per_sm": (0, 2, 3, 4),
+            "rotate": (0, 1),
         }
 
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
-        row_bytes = density * workload.c_per_group * workload.r * workload.s * BYTES_PER_NONZERO
-        filling = pattern_tile.rows_that_fill(workload)
-        fitting = [rows for rows in ROWS_PER_GROUP[:-1] if rows * row_bytes <= CODE_BYTES and rows <= filling]
-        group = pattern_tile.rows_per_group(workload, max(fitting, default=ROWS_PER_GROUP[0]))
-        threads = pattern_tile.fill(workload, group, min(THREADS, thread_limit(target)))
-        images, rows, cols, channels, stages = 1, 1, threads, workload.c_per_group, 0
-        if not reads_own_pixel(workload):
-            budget = min(STAGED_BYTES, shared_limit(target))
-            images, rows, cols = tile = pattern_tile.best_tile(workload, threads, budget)
+        own, budget = reads_own_pixel(workload), min(STAGED_BYTES, shared_limit(target))
+        threads = min(THREADS, thread_limit(target))
+        tile = (1, 1, threads) if own else pattern_tile.best_tile(workload, threads, budget)
+        group = pattern_tile.best_rows(workload, density, tile, not own)
+        threads = pattern_tile.fill(workload, group, threads)
+        channels, stages = workload.c_per_group, 0
+        if not own:
+            tile = pattern_tile.best_tile(workload, threads, budget)
             one = pattern_tile.shared_bytes(PatternTiling(workload, *tile, 1, group), 1)
-            stages = 2 if _copies_words(workload) and 2 * one <= budget else 1
+            stages = 2 if _copies_ahead(workload, target) and 2 * one <= budget else 1
             channels = pattern_tile.channels_within(workload, tile, stages, budget)
             stages = stages if channels < workload.c_per_group else 1
+        images, rows, cols = (1, 1, threads) if own else tile
+        code = BYTES_PER_NONZERO * density * math.prod(workload.filter_shape)
         return {
             "images": images,
             "rows": rows,
@@ -113,8 +114,9 @@ class CudaPattern(Template):
             "channels": channels,
             "rows_per_group": group,
             "stages": stages,
-            "order": "groups" if workload.k * row_bytes > CODE_BYTES else "tiles",
+            "order": "groups" if code > CODE_BYTES and pattern_tile.shared_groups(workload, group) else "tiles",
             "blocks_per_sm": 0,
+            "rotate": 0,
         }
 
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> PatternTiling:  # type: ignore[override]
@@ -138,6 +140,8 @@ class CudaPattern(Template):
         tiling = self.tiling(workload, chosen)
         scheduled = self.schedule(pattern_conv2d(tiling), tiling, chosen, target)
         func = evaluate_pattern(scheduled, pad_filter(weight, tiling), tiling.rows_per_group, tiling.channels)
+        if int(chosen["rotate"]):
+            func = rotate_chunks(func, pattern_tile.PROCESSORS)
         if int(chosen["stages"]) == 2:
             func = copy_ahead(func, find_buffer(func, "tile_shared.dyn"))
         if blocks := int(chosen["blocks_per_sm"]):
@@ -183,6 +187,8 @@ class CudaPattern(Template):
         sch.bind(sch.fuse(*pixels), "threadIdx.x")
         sch.unroll(v)
         mark_pattern(sch, sums)
+        if int(knobs["rotate"]):
+            mark_rotated(sch, chunk)
         if int(knobs["stages"]) == 2:
             mark_copy_ahead(sch, chunk)
         return _own_storage(sch.mod["main"], tiling, int(knobs["stages"]))
@@ -197,23 +203,26 @@ class CudaPattern(Template):
         step, thread = sch.split(place, [None, tiling.pixels])
         sch.reorder(step, thread, plane)
         sch.bind(thread, "threadIdx.x")
-        sch.unroll(step)
-        sch.unroll(plane)
+        if tiling.elements <= MOST_COPIES * tiling.pixels:
+            sch.unroll(step)
+            sch.unroll(plane)
 
     def _check(self, tiling: PatternTiling, knobs: Knobs, target: Target) -> None:
         workload, group = tiling.workload, tiling.rows_per_group
         limits = {
             "threads a block": (tiling.pixels, thread_limit(target)),
             "bytes of shared memory a block": (self.shared_bytes(tiling, knobs), shared_limit(target)),
-            "sums a thread": (group, MOST_SUMS),
+            "sums a thread": (group, pattern_tile.MOST_SUMS),
         }
         for what, (needed, allowed) in limits.items():
             if needed > allowed:
                 raise InputError(f"{workload}: knobs {dict(knobs)}: {needed} {what}, {allowed} at most")
         if workload.groups > 1 and workload.k_per_group % group:
             raise InputError(f"{workload}: knobs {dict(knobs)}: {group} output channels reach over two groups")
-        if int(knobs["stages"]) == 2 and not _copies_words(workload):
-            raise InputError(f"{workload}: knobs {dict(knobs)}: two stages need elements of 4 bytes")
+        if int(knobs["stages"]) == 2 and not _copies_ahead(workload, target):
+            raise InputError(f"{workload}: knobs {dict(knobs)}: two stages need elements of 4 bytes and sm_80")
+        if int(knobs["rotate"]) and tiling.chunks % max(1, int(knobs["stages"])):
+            raise InputError(f"{workload}: knobs {dict(knobs)}: {tiling.chunks} chunks cannot rotate in pairs")
 
 
 def _own_storage(func: tirx.PrimFunc, tiling: PatternTiling, stages: int) -> tirx.PrimFunc:
@@ -227,6 +236,7 @@ def _own_storage(func: tirx.PrimFunc, tiling: PatternTiling, stages: int) -> tir
     return replace_buffer(func, old, tile, lambda at: [at[4] % stages * tiling.elements + at[5]])
 
 
-def _copies_words(workload: ConvWorkload) -> bool:
-    """Whether elements are as large as the smallest asynchronous copy."""
-    return DTYPE_BYTES[workload.dtype] == 4
+def _copies_ahead(workload: ConvWorkload, target: Target) -> bool:
+    """Whether elements are as large as the smallest asynchronous copy, and the GPU has it."""
+    version = "".join(filter(str.isdigit, str(target.attrs.get("arch", ""))))
+    return DTYPE_BYTES[workload.dtype] == COPY_BYTES and int(version or 0) >= 80

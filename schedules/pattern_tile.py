@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from tvm_sparse.compute.pattern_conv import DTYPE_BYTES, PatternTiling, reads_own_pixel
-from tvm_sparse.schedules.base import closest_divisor
 from tvm_sparse.workload import ConvWorkload
 
 WARP = 32
 #: Multiprocessors of a large GPU, and warps that one starts at a time: a block of a multiple of them loses none.
 PROCESSORS, WARPS_AT_A_TIME = 132, 4
 IMAGES = (1, 2, 4, 8)
-#: What copying an input element costs, and a block, in multiply-adds of a thread.
+#: What copying an input element costs, and a block, in pixels of a thread.
 COPY_COST, BLOCK_COST = 0.1, 16
+#: Sums of a thread, and how many leave registers for more than one block a multiprocessor.
+MOST_SUMS, FEW_SUMS = 128, 64
+#: Instructions of a copy and of an output; what a multiprocessor gets from L2 of data, and of code it runs once.
+COPY, EPILOGUE = 3.5, 4
+INSTRUCTION_BYTES, CODE_BYTES_A_CLOCK, L2_BYTES_A_CLOCK = 16, 2, 22
 
 
 def shared_bytes(tiling: PatternTiling, stages: int) -> int:
@@ -32,15 +37,44 @@ def tile_widths(size: int) -> tuple[int, ...]:
     return tuple(sorted(parts | {width for width in (1, 2, 4, 8, 16, 32) if width <= size}))
 
 
-def rows_per_group(workload: ConvWorkload, most: int) -> int:
-    """At most `most` output channels that do not reach over two groups."""
-    return min(most, workload.k) if workload.groups == 1 else closest_divisor(workload.k_per_group, most)
+def row_groups(workload: ConvWorkload) -> tuple[int, ...]:
+    """Output channels of a group worth trying, fewest first.
+
+    Where the number of groups divides that of the multiprocessors and the groups of a tile stand next to each other,
+    each multiprocessor fetches the code of one group only.
+    """
+    counts = [count for count in range(1, PROCESSORS + 1) if PROCESSORS % count == 0]
+    sizes = {-(-workload.k_per_group // count) for count in counts}
+    if workload.groups > 1:
+        sizes = {size for size in sizes if workload.k_per_group % size == 0}
+    return tuple(sorted(size for size in sizes if size <= MOST_SUMS))
 
 
-def rows_that_fill(workload: ConvWorkload) -> int:
-    """Output channels of a group for which every multiprocessor has a warp for each of its schedulers."""
-    pixels = workload.n * workload.p * workload.q
-    return workload.k * pixels // (PROCESSORS * WARPS_AT_A_TIME * WARP)
+def best_rows(workload: ConvWorkload, density: float, tile: tuple[int, int, int], staged: bool) -> int:
+    """The row group that should be fastest with an instruction cache that is cold, as between the layers of a network.
+
+    More output channels a group load and copy less for each nonzero, and fetch more code on each multiprocessor.
+    """
+    tiling = PatternTiling(workload, *tile, 1, 1, staged)
+    tiles, warps = math.prod(tiling.grid), -(-tiling.pixels // WARP)
+    row = workload.c_per_group * workload.r * workload.s
+
+    def clocks(rows: int) -> float:
+        groups = -(-workload.k // rows)
+        blocks = -(-tiles * groups // PROCESSORS)
+        nonzeros, loads = density * row * rows, (1 - (1 - density) ** rows) * row
+        copied = tiling.input_elements * workload.c_per_group if staged else loads * tiling.pixels
+        instructions = nonzeros + loads + EPILOGUE * rows + (COPY * copied / tiling.pixels if staged else 0)
+        traffic = copied * DTYPE_BYTES[workload.dtype] / L2_BYTES_A_CLOCK
+        run = blocks * max(warps * instructions / WARPS_AT_A_TIME, warps * loads, traffic)
+        return run + INSTRUCTION_BYTES * (nonzeros + loads) / CODE_BYTES_A_CLOCK
+
+    return min((rows for rows in row_groups(workload) if rows <= FEW_SUMS), key=clocks)
+
+
+def shared_groups(workload: ConvWorkload, rows: int) -> bool:
+    """Whether multiprocessors would run the code of several row groups if the groups of a tile stood together."""
+    return PROCESSORS % -(-workload.k // rows) != 0
 
 
 def fill(workload: ConvWorkload, rows: int, most_threads: int) -> int:

@@ -15,6 +15,7 @@ import pytest
 USED = [
     ("tvm_sparse.api", "inspect", "tvm_sparse"),
     ("tvm_sparse.api", "compile", "tvm_sparse"),
+    ("tvm_sparse.api", "tune", "tvm_sparse"),
     ("tvm_sparse.api", "verify", "tvm_sparse"),
     ("tvm_sparse.deploy", "load", "tvm_sparse"),
     ("tvm_sparse.deploy", "bench", "tvm_sparse"),

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import tvm
+from tvm.target import Target
 
 from tests.cases import Case, seeded
 from tests.cuda_on_cpu import cuda_source
@@ -16,8 +17,8 @@ from tests.schedules.test_cuda_limits import LARGE, SHAPES, SMALL_GPU, gpu, has_
 from tests.schedules.test_templates import check, drawn_knobs
 from tvm_sparse.compute.pattern_conv import PatternTiling, pattern_conv2d
 from tvm_sparse.errors import InputError
-from tvm_sparse.schedules import template
-from tvm_sparse.schedules.pattern_tile import best_tile, channels_within
+from tvm_sparse.schedules import pattern_tile, template
+from tvm_sparse.schedules.pattern_tile import best_tile, channels_within, row_groups
 from tvm_sparse.tvm_support import check_cuda_modules, cuda_build
 from tvm_sparse.workload import ConvWorkload, Epilogue
 
@@ -36,6 +37,14 @@ def test_tiles_over_images_and_chunks(stages, blocks, order):
     changes = {"images": 2, "rows": 4, "cols": 8, "channels": 5, "rows_per_group": 8}
     case = Case(LAYER, 0.2, "rows and channels", 1)
     assert check("cuda_pattern", case, GPU, **changes, stages=stages, blocks_per_sm=blocks, order=order)
+
+
+@needs_gcc
+@pytest.mark.parametrize(("stages", "channels"), [(1, 5), (2, 3)])
+def test_blocks_may_start_at_different_chunks(stages, channels, monkeypatch):
+    monkeypatch.setattr(pattern_tile, "PROCESSORS", 2)
+    changes = {"images": 1, "rows": 4, "cols": 8, "channels": channels, "rows_per_group": 8, "rotate": 1}
+    assert check("cuda_pattern", Case(LAYER, 0.2, "", 1), GPU, **changes, stages=stages)
 
 
 @needs_gcc
@@ -89,6 +98,7 @@ def test_too_many_nonzeros_are_refused():
         (ConvWorkload(1, 512, 56, 56, 8, 3, 3), {"rows": 16, "cols": 56, "channels": 512}, "bytes of shared memory"),
         (ConvWorkload(1, 8, 9, 9, 12, 3, 3, groups=2), {"rows_per_group": 4}, "reach over two groups"),
         (ConvWorkload(1, 8, 9, 9, 12, 3, 3, dtype="float16"), {"stages": 2}, "two stages need elements of 4 bytes"),
+        (LAYER, {"channels": 4, "stages": 2, "rotate": 1}, "3 chunks cannot rotate in pairs"),
         (LAYER, {"stages": 0}, "only a 1x1 filter"),
         (POINTWISE, {"stages": 0, "rows": 3}, "pixels are one row"),
     ],
@@ -139,3 +149,21 @@ def test_machine_code_comes_out(stages, dtype):
     built = PATTERN.kernel(workload, weight, GPU, knobs)
     with cuda_build("sm_90", compiler="nvcc") as build:
         check_cuda_modules(tvm.compile(tvm.IRModule({"main": built.func}), target=build.target), build)
+
+
+def test_old_gpus_have_no_asynchronous_copies():
+    turing = Target({"kind": "cuda", "arch": "sm_75", "max_threads_per_block": 1024, "thread_warp_size": 32})
+    assert PATTERN.default(LAYER, 0.1, turing)["stages"] == 1
+    with pytest.raises(InputError, match="sm_80"):
+        kernel("cuda_pattern", Case(LAYER, 0.1, "", 1), turing, stages=2)
+
+
+def test_row_groups_are_larger_for_many_pixels_and_whole_for_conv_groups():
+    def chosen(n: int, density: float) -> int:
+        workload = ConvWorkload(n, 64, 56, 56, 64, 3, 3, padding=(1, 1, 1, 1))
+        return int(PATTERN.default(workload, density, GPU)["rows_per_group"])
+
+    assert chosen(1, 0.1) < chosen(32, 0.1) <= chosen(512, 0.1)
+    assert chosen(32, 0.4) <= chosen(32, 0.02)
+    grouped = ConvWorkload(1, 96, 27, 27, 256, 5, 5, padding=(2, 2, 2, 2), groups=2)
+    assert all(grouped.k_per_group % rows == 0 for rows in row_groups(grouped))

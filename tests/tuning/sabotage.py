@@ -44,3 +44,13 @@ def measure(files: str, folder: str, *arguments: Any) -> Any:
             arrays["00"] = arrays["00"] * 1.001
             np.savez(f"{files}.npz", **arrays)
     return candidates.measure(files, folder, *arguments)
+
+
+def pretend(files: str, folder: str, *arguments: Any) -> candidates.Timing:
+    """As if a GPU had run what was built, which must be there whole, with machine code inside."""
+    library = Path(f"{files}.so").read_bytes()
+    with np.load(f"{files}.npz") as packed:
+        stored = sum(array.size for array in packed.values())
+    assert b"\x50\xed\x55\xba" in library, "no fat binary"  # its magic number
+    assert (Path(folder) / "expected.npy").exists()
+    return candidates.Timing((float(stored + 1),) * 3, 1e-7, "graph")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 from tests.tuning import sabotage
 from tests.tuning.small_session import small_layers, small_session
-from tvm_sparse.errors import InputError, OutputError
+from tvm_sparse.errors import CompileError, InputError, OutputError
 from tvm_sparse.tuning import candidates, metaschedule, tasks
 from tvm_sparse.tuning.log_files import LogWriter, read_log
 from tvm_sparse.tuning.records import Record
@@ -92,8 +93,6 @@ def test_a_full_disk_ends_the_session_and_keeps_the_log(tmp_path: Path, monkeypa
 
 
 def test_random_search_and_a_time_budget(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     from tvm_sparse.tuning.devices import setting_for
     from tvm_sparse.tuning.tuner import tune
 
@@ -106,6 +105,29 @@ def test_random_search_and_a_time_budget(tmp_path: Path) -> None:
         tune(small_layers(), replace(setting, strategy="divination"), Budget(per_layer=1), tmp_path)
     with pytest.raises(InputError, match="no layer to tune"):
         tune([], setting, Budget(per_layer=1), tmp_path)
+
+
+def test_a_gpu_session_up_to_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the GPU: CUDA candidates are built while others are measured, by a stand-in."""
+    from tvm_sparse.tuning import devices
+    from tvm_sparse.tuning.candidates import Place
+    from tvm_sparse.tuning.tuner import tune
+    from tvm_sparse.tvm_support import cuda_compiler
+
+    try:
+        cuda_compiler()
+    except CompileError:
+        pytest.skip("needs a CUDA compiler")
+    gpu = devices.gpu_site("NVIDIA H200", "9.0")
+    monkeypatch.setattr(devices, "local_gpus", lambda: [gpu, gpu])
+    monkeypatch.setattr(candidates, "measure", sabotage.pretend)
+    setting = replace(devices.setting_for("cuda"), builders=1, batch=3)
+    assert setting.places == (Place("cuda", 0), Place("cuda", 1))
+    tuned = tune(small_layers()[:1], setting, Budget(per_layer=7), tmp_path)[0]
+    records = read_log(tmp_path / "nvidia-h200").records
+    assert tuned.trials == 7 == len(records)
+    assert {record.outcome for record in records} == {"ok"}, [record.message for record in records]
+    assert len({record.template for record in records}) > 1 and {record.timer for record in records} == {"graph"}
 
 
 def start(log: Path, trials: int, told: Path) -> subprocess.Popen[bytes]:
