@@ -148,9 +148,7 @@ class CudaPattern(Template):
             func = keep_resident(func, blocks)
         return self.finished(workload, chosen, func, PatternFilter(int((weight != 0).sum())))
 
-    def schedule(  # type: ignore[override]
-        self, conv: DirectConv, tiling: PatternTiling, knobs: Knobs, target: Target
-    ) -> tirx.PrimFunc:
+    def schedule(self, conv: DirectConv, tiling: PatternTiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
         """The schedule of any filter of this shape, its parameter "weight" still to be evaluated."""
         self._check(tiling, knobs, target)
         sch = s_tir.Schedule(conv.prim_func())
