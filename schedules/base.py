@@ -82,6 +82,10 @@ class Template(ABC):
         """Row blocks that are scheduled together; empty ones are added up to a multiple of this."""
         return 1
 
+    def chunk_dtype(self, knobs: Knobs) -> str:
+        """In which a row's nonzeros in a chunk are summed."""
+        return "float32"
+
     @abstractmethod
     def schedule(self, conv: DirectConv, tiling: Any, knobs: Knobs, target: Target) -> tirx.PrimFunc:
         """Map the expression, over a tiling of this template, to the machine."""
@@ -112,7 +116,8 @@ class Template(ABC):
         together = self.row_block_multiple(chosen)
         packed = pack_filter(stream, tiling, pad_to, together)
         constants = stage_filter(packed, together) if self.stages_filter else packed
-        func = self.schedule(direct_conv2d(tiling, constants), tiling, chosen, target)
+        conv = direct_conv2d(tiling, constants, self.chunk_dtype(chosen))
+        func = self.schedule(conv, tiling, chosen, target)
         return self.finished(workload, chosen, func, constants)
 
     def checked_knobs(

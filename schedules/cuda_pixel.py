@@ -19,11 +19,13 @@ from tvm import s_tir, tirx
 from tvm.target import Target
 
 from tvm_sparse.compute.direct_conv import DirectConv
+from tvm_sparse.compute.pair_tiling import PairTiling
 from tvm_sparse.compute.warp_tiling import WARP, WarpTiling
 from tvm_sparse.schedules import cuda_cost
 from tvm_sparse.schedules import cuda_stages as stages
 from tvm_sparse.schedules import cuda_tiles as tiles
 from tvm_sparse.schedules.base import Knobs, Template
+from tvm_sparse.schedules.pairs import use_pairs
 from tvm_sparse.schedules.primitives import bind_row_length, branch_copies, declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
 from tvm_sparse.workload import ConvWorkload
@@ -45,23 +47,26 @@ class CudaPixel(Template):
     def smaller(self, workload: ConvWorkload, knobs: Knobs) -> dict[str, int | str] | None:
         return cuda_cost.smaller(workload, knobs)
 
-    def tiling(self, workload: ConvWorkload, knobs: Knobs) -> WarpTiling:
+    def tiling(self, workload: ConvWorkload, knobs: Knobs) -> WarpTiling | PairTiling:
         return tiles.tiling_of(workload, knobs)
+
+    def chunk_dtype(self, knobs: Knobs) -> str:
+        return tiles.chunk_dtype(knobs)
 
     def row_block_multiple(self, knobs: Knobs) -> int:
         return int(knobs["warps"]) * int(knobs["blocks_per_warp"])
 
-    def shared_bytes(self, tiling: WarpTiling, knobs: Knobs, entries: int) -> int:
+    def shared_bytes(self, tiling: WarpTiling | PairTiling, knobs: Knobs, entries: int) -> int:
         """Shared memory of a block whose row blocks have up to so many entries a chunk."""
         return tiles.staged_bytes(tiling, knobs, entries)
 
-    def schedule(self, conv: DirectConv, tiling: WarpTiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
+    def schedule(self, conv: DirectConv, tiling: WarpTiling | PairTiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
         warps, per_warp = int(knobs["warps"]), int(knobs["blocks_per_warp"])
         shared_bytes = self.shared_bytes(tiling, knobs, conv.segment_entries)
         tiles.check_block(tiling.workload, target, knobs, warps, shared_bytes)
         sch = s_tir.Schedule(conv.prim_func())
         stages.declare_reads(sch, tiling)
-        declare_whole_read(sch, sch.get_sblock("out"), "part", dims=2)
+        declare_whole_read(sch, sch.get_sblock("out"), "part", dims=len(tiling.pixel_shape))
         sch.set_scope(sch.get_sblock("part"), 0, "local")
         block, inside = stages.cut_output(sch, tiling, warps, per_warp, tiles.vector_of(knobs))
         warp, *rest = inside.values()
@@ -73,7 +78,8 @@ class CudaPixel(Template):
         )
         sch.bind(sch.fuse(*lanes), "threadIdx.x")
         stages.set_to_zero(sch, "part", chunk)
-        stages.copy_ahead(sch, chunk)
+        stages.copy_ahead(sch, tiling, chunk)
         for loop in own:
             sch.unroll(loop)
-        return branch_copies(keep_own_lane(bind_row_length(sch.mod["main"]), "part_local"))
+        func = use_pairs(bind_row_length(sch.mod["main"]))
+        return branch_copies(keep_own_lane(func, "part_local", dim=1 - len(tiling.pixel_shape)))

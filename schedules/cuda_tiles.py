@@ -7,6 +7,7 @@ import math
 from tvm.target import Target
 
 from tvm_sparse.compute.packed_filter import SEGMENT_MULTIPLE
+from tvm_sparse.compute.pair_tiling import PAIR, PairTiling, pair_axis
 from tvm_sparse.compute.warp_tiling import ELEMENT_BYTES, WARP, Extents, WarpTiling
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules.base import Knobs
@@ -16,6 +17,10 @@ from tvm_sparse.workload import ConvWorkload
 #: Sums a thread may keep in registers, and products the loop over nonzeros is unrolled to: more compile for minutes.
 MOST_SUMS = 128
 MOST_UNROLLED = 512
+#: The knob "pairs" where a lane reads single elements.
+NO_PAIRS = "no"
+#: Nonzeros of a row and chunk that may be summed in float16: their sum is off by 1e-3 then.
+MOST_HALF_SUMMED = 64
 #: Output channels of a row block that may share columns.
 VECTORS = (2, 4, 8)
 #: Above this density row blocks of several channels that share every column beat rows of their own nonzeros.
@@ -40,8 +45,19 @@ def extents_text(sizes: Extents) -> str:
     return "x".join(map(str, sizes))
 
 
-def tiling_of(workload: ConvWorkload, knobs: Knobs, splits: int = 1) -> WarpTiling:
-    return WarpTiling(workload, extents(knobs["lanes"]), extents(knobs["pixels"]), int(knobs["channels"]), splits)
+def tiling_of(workload: ConvWorkload, knobs: Knobs, splits: int = 1) -> WarpTiling | PairTiling:
+    kind = PairTiling if knobs.get("pairs", NO_PAIRS) != NO_PAIRS else WarpTiling
+    return kind(workload, extents(knobs["lanes"]), extents(knobs["pixels"]), int(knobs["channels"]), splits)
+
+
+def pair_options(workload: ConvWorkload) -> tuple[str, ...]:
+    """Values of the knob "pairs" of 16-bit elements: the dtype in which pairs are summed within a chunk of channels.
+
+    There is no arithmetic on pairs of bfloat16 with more than 8 bits.
+    """
+    if pair_axis(workload) is None:
+        return (NO_PAIRS,)
+    return (NO_PAIRS, "float32", *(["float16"] if workload.dtype == "float16" else []))
 
 
 def why_not(workload: ConvWorkload, target: Target) -> str | None:
@@ -60,6 +76,11 @@ def why_not(workload: ConvWorkload, target: Target) -> str | None:
     if thread_limit(target) < WARP:
         return f"blocks of {thread_limit(target)} threads hold no warp"
     return None
+
+
+def chunk_dtype(knobs: Knobs) -> str:
+    """In which a row's nonzeros in a chunk are summed."""
+    return "float16" if knobs.get("pairs") == "float16" else "float32"
 
 
 def lane_shapes(workload: ConvWorkload) -> tuple[Extents, ...]:
@@ -97,6 +118,7 @@ def tile_space(workload: ConvWorkload) -> dict[str, tuple[int | str, ...]]:
         "blocks_per_warp": (1, 2, 4, 8),
         "pad_to": (1, 2, 4),
         "format": ("csr", "sliced_ell:8", *(f"column_vector:{v}" for v in VECTORS if _whole(workload, v))),
+        **({"pairs": pair_options(workload)} if ELEMENT_BYTES.get(workload.dtype) == 2 else {}),
     }
 
 
@@ -112,13 +134,16 @@ def pixel_shapes(workload: ConvWorkload) -> tuple[Extents, ...]:
     )
 
 
-def staged_bytes(tiling: WarpTiling, knobs: Knobs, entries: int, workers: int = 1) -> int:
+def staged_bytes(tiling: WarpTiling | PairTiling, knobs: Knobs, entries: int, workers: int = 1) -> int:
     """Shared memory of a block: `workers` chunks of input and filter, each in two buffers, rounded up as TVM does."""
     size = ELEMENT_BYTES[tiling.workload.dtype]
     rows = int(knobs["warps"]) * int(knobs["blocks_per_warp"])
     entries = -(-entries // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
-    parts = (tiling.elements * size, entries * vector_of(knobs) * size, entries * OFFSET_BYTES, rows * ROW_BYTES)
-    return sum(-(-BUFFERS * workers * part // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT for part in parts)
+    parts = [tiling.elements * size, entries * vector_of(knobs) * size, entries * OFFSET_BYTES, rows * ROW_BYTES]
+    parts = [BUFFERS * workers * part for part in parts]
+    if isinstance(tiling, PairTiling) and tiling.interleaved:
+        parts.append(workers * tiling.elements * size)
+    return sum(-(-part // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT for part in parts)
 
 
 def check_block(workload: ConvWorkload, target: Target, knobs: Knobs, warps: int, shared_bytes: int) -> None:
@@ -135,6 +160,7 @@ def check_block(workload: ConvWorkload, target: Target, knobs: Knobs, warps: int
         Too many threads, registers or statements, too much shared memory, or a block that reaches over two groups.
     """
     sums = math.prod(extents(knobs["pixels"])) * int(knobs["blocks_per_warp"]) * vector_of(knobs)
+    sums *= 1 if knobs.get("pairs", NO_PAIRS) == NO_PAIRS else PAIR
     channels = int(knobs["warps"]) * int(knobs["blocks_per_warp"]) * vector_of(knobs)
     limits = {
         "threads a block": (warps * WARP, thread_limit(target)),

@@ -1,0 +1,241 @@
+"""What TVM 0.27 has no instruction for on pairs of 16-bit elements: put in after scheduling, as functions of CUDA.
+
+A sum of products of pairs takes one load of a word for both, and images are paired in registers. TVM would print vectors of
+such elements one by one (and with stale operands where a register is both read and written).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.backend.cuda.op import cuda_func_call
+from tvm.script import tirx as T
+
+from tvm_sparse.compute.pair_tiling import PAIR
+
+PAIR_SUM, INTERLEAVE = "pair_sum", "interleave"
+#: Words of the longest vector that TVM can put together of 16-bit elements.
+WORDS_AT_ONCE = 2
+
+#: How CUDA calls an element and a pair of them, and a function of CUDA that makes a pair of the first (second) elements.
+ELEMENT = {"float16": "half", "bfloat16": "nv_bfloat16"}
+VECTOR = {"float16": "half2", "bfloat16": "nv_bfloat162"}
+
+SUM_IN_PAIRS = """
+__forceinline__ __device__ void NAME(half* sums, half2 pair, half value) {
+  half2* both = (half2*)sums;
+  *both = __hfma2(__half2half2(value), pair, *both);
+}
+"""
+SUM_IN_FLOAT32 = """
+__forceinline__ __device__ void NAME(float* sums, VECTOR pair, ELEMENT value) {
+  sums[0] += (float)value * (float)pair.x;
+  sums[1] += (float)value * (float)pair.y;
+}
+"""
+
+
+def mark_pair_sum(sch: s_tir.Schedule, loop: Any) -> None:
+    """Mark the innermost loop, over a pair, around `sum[..] = sum[..] + value * tile[..]`, for `use_pairs`."""
+    sch.annotate(loop, PAIR_SUM, 1)
+
+
+def mark_interleave(sch: s_tir.Schedule, loop: Any) -> None:
+    """Mark the outermost loop of the copies that pair images, whose innermost loops are over elements and pairs."""
+    sch.annotate(loop, INTERLEAVE, 1)
+
+
+def use_pairs(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Put what works on pairs in the place of the marked loops.
+
+    Images are paired in two steps, loads to registers and stores, between which a block of threads has to wait only once.
+    """
+    held: list[Any] = []
+
+    def rewrite(loop: tirx.For) -> Any:
+        if PAIR_SUM in loop.annotations:
+            return _on_pair(loop)
+        return _pair_up(loop, held) if INTERLEAVE in loop.annotations else loop
+
+    def flat(sequence: tirx.SeqStmt) -> Any:
+        parts = [part.seq if isinstance(part, tirx.SeqStmt) else [part] for part in sequence.seq]
+        return tirx.SeqStmt([statement for part in parts for statement in part])
+
+    body = tvm_ffi.structural_map(func.body, [(tirx.For, rewrite), (tirx.SeqStmt, flat)], order="post")
+    if not held:
+        return func.with_body(body)
+    root = _changed(body.block, alloc_buffers=[*body.block.alloc_buffers, *held])
+    return func.with_body(s_tir.SBlockRealize(body.iter_values, body.predicate, root))
+
+
+def _changed(block: s_tir.SBlock, **changes: Any) -> s_tir.SBlock:
+    names = ("iter_vars", "reads", "writes", "name_hint", "body", "init", "alloc_buffers", "match_buffers", "annotations")
+    return s_tir.SBlock(*(changes.get(name, getattr(block, name)) for name in names))
+
+
+def _at_first(realize: s_tir.SBlockRealize, loop_vars: list[Any], **changes: Any) -> s_tir.SBlockRealize:
+    """A block, changed, in the first step of some loops."""
+
+    def first(var: tirx.Var) -> Any:
+        return tirx.const(0, "int32") if any(var.same_as(own) for own in loop_vars) else var
+
+    return s_tir.SBlockRealize(
+        [tvm_ffi.structural_map(value, (tirx.Var, first), order="post") for value in realize.iter_values],
+        tvm_ffi.structural_map(realize.predicate, (tirx.Var, first), order="post"),
+        _changed(realize.block, **changes),
+    )
+
+
+def _pair_up(loop: tirx.For, held: list[Any]) -> tirx.SeqStmt:
+    """`tile[.., word, pair] = value(word, pair)`, the loads of all copies before all stores.
+
+    The value is an element of the input, or `raw[.., pair, word // width, word % width]`. Elements are loaded one by one:
+    TVM 0.27 would take `raw`, were all its accesses vectors, for an array of vectors, and then refuse to copy it
+    asynchronously. The CUDA compiler joins them.
+    """
+    nest: list[tirx.For] = []
+    inner: Any = loop
+    while isinstance(inner, tirx.For):
+        nest.append(inner)
+        inner = inner.body
+    *around, elements, pair = nest
+    width, block = int(elements.extent), inner.block
+    tile = block.body.buffer
+    *place, word, of_pair = block.body.indices
+
+    words = min(width, WORDS_AT_ONCE)
+    own = [each for each in around if each.thread_binding is None]
+    taken = tirx.decl_buffer(
+        (*(each.extent for each in own), width // words, PAIR * words), tile.dtype, "held", scope="local"
+    )
+    held.append(taken)
+    own_region = [tvm.ir.Range.from_min_extent(each.loop_var, 1) for each in own]
+    own_region += [tvm.ir.Range(0, width // words), tvm.ir.Range(0, PAIR * words)]
+
+    def value(element: int, image: int) -> Any:
+        def at(var: tirx.Var) -> Any:
+            return word + element if var.same_as(word) else tirx.const(image, "int32") if var.same_as(of_pair) else var
+
+        return _in_copy(block.body.value, word, element, width, at)
+
+    loads, stores = [], []
+    for part in range(width // words):
+        elements_of = [(part * words + word_, image) for word_ in range(words) for image in range(PAIR)]
+        vector = tirx.Shuffle([value(*which) for which in elements_of], list(range(len(elements_of))))
+        here = [*(each.loop_var for each in own), part, tirx.Ramp(0, 1, PAIR * words)]
+        loads.append(tirx.BufferStore(taken, vector, here))
+        there = [*place, word + part * words, tirx.Ramp(0, 1, PAIR * words)]
+        stores.append(tirx.BufferStore(tile, tirx.BufferLoad(taken, here), there))
+
+    *tile_region, _, _ = block.writes[0].region
+    to_tile = [*tile_region, tvm.ir.Range.from_min_extent(word, width), tvm.ir.Range(0, PAIR)]
+    inner_vars = [elements.loop_var, pair.loop_var]
+    load = _at_first(
+        inner,
+        inner_vars,
+        name_hint="held",
+        reads=[_all_read(read, width) for read in block.reads],
+        writes=[tirx.BufferRegion(taken, own_region)],
+        body=_sequence(loads),
+    )
+    store = _at_first(
+        inner,
+        inner_vars,
+        reads=[tirx.BufferRegion(taken, own_region)],
+        writes=[tirx.BufferRegion(tile, to_tile)],
+        body=_sequence(stores),
+    )
+    return tirx.SeqStmt([_renamed(_nested(around, load)), _nested(around, store)])
+
+
+def _sequence(statements: list[Any]) -> Any:
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
+
+
+def _in_copy(value: Any, word: Any, element: int, width: int, at: Any) -> Any:
+    """A value at an element of a copy, which starts at a multiple of `width`."""
+    if isinstance(value, tvm.ir.TensorLoad) and value.source.name.startswith("raw"):
+        *images, image, _, _ = value.indices
+        return tirx.BufferLoad(value.source, [*images, at(image), word // width, element])
+    return tvm_ffi.structural_map(value, (tirx.Var, at), order="post")
+
+
+def _all_read(region: Any, width: int) -> Any:
+    """What all elements of a copy read: of the input, whatever there is."""
+    if region.source.name.startswith("raw"):
+        *images, _, copy, _ = region.region
+        return tirx.BufferRegion(region.source, [*images, tvm.ir.Range(0, PAIR), copy, tvm.ir.Range(0, width)])
+    return tirx.BufferRegion(region.source, [tvm.ir.Range(0, extent) for extent in region.source.shape])
+
+
+def _renamed(nest: Any) -> Any:
+    """The same nest with variables of its own; s_tir.renew_defs would give it other buffers, too."""
+    names: list[tuple[Any, Any]] = []
+
+    def new(var: tirx.Var) -> Any:
+        return next((own for old, own in names if var.same_as(old)), var)
+
+    def rename(node: Any) -> Any:
+        return tvm_ffi.structural_map(node, (tirx.Var, new), order="post")
+
+    def ranges(regions: Any) -> list[Any]:
+        return [tirx.BufferRegion(region.source, [rename(each) for each in region.region]) for region in regions]
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, tirx.For):
+            own = tirx.Var(node.loop_var.name, "int32")
+            names.append((node.loop_var, own))
+            return tirx.For(own, node.min, node.extent, node.kind, walk(node.body), node.thread_binding, {})
+        block, values, predicate = node.block, [rename(value) for value in node.iter_values], rename(node.predicate)
+        iter_vars = [tirx.IterVar(each.dom, tirx.Var(each.var.name, "int32"), each.iter_type) for each in block.iter_vars]
+        names.extend((each.var, own.var) for each, own in zip(block.iter_vars, iter_vars, strict=True))
+        body, reads, writes = rename(block.body), ranges(block.reads), ranges(block.writes)
+        changed = _changed(block, iter_vars=iter_vars, reads=reads, writes=writes, body=body)
+        return s_tir.SBlockRealize(values, predicate, changed)
+
+    return walk(nest)
+
+
+def _nested(loops: list[tirx.For], body: Any) -> Any:
+    for loop in reversed(loops):
+        body = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, {})
+    return body
+
+
+def _on_pair(loop: tirx.For) -> Any:
+    """`sum[.., pair] = sum[.., pair] + value * tile[.., pair]` as a call on both."""
+    block = loop.body.block
+    store = block.body
+    if not isinstance(store.value, tirx.Add):  # the first value of the sum, decomposed from it
+        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.UNROLLED, loop.body, None, {})
+    total = store.buffer
+    value, element = (_loaded(factor) for factor in (store.value.b.a, store.value.b.b))
+    dtype = str(element.source.dtype)
+    name = f"pair_sum_{total.dtype}_{dtype}"
+    source = SUM_IN_PAIRS if str(total.dtype) == dtype else SUM_IN_FLOAT32
+    source = source.replace("ELEMENT", ELEMENT[dtype]).replace("VECTOR", VECTOR[dtype]).replace("NAME", name)
+    *outer, last = element.indices
+    both = tirx.BufferLoad(element.source, [*outer, tirx.Ramp(last, 1, PAIR)])
+    sums = T.address_of(tirx.BufferLoad(total, list(store.indices)))
+    call = cuda_func_call(name, sums, both, value, source_code=source, return_type="void")
+
+    def whole(region: Any) -> Any:
+        if not region.source.same_as(total):
+            return region
+        return tirx.BufferRegion(total, [*list(region.region)[:-1], tvm.ir.Range(0, PAIR)])
+
+    return _at_first(
+        loop.body,
+        [loop.loop_var],
+        reads=[whole(region) for region in block.reads],
+        writes=[whole(region) for region in block.writes],
+        body=tirx.Evaluate(call),
+    )
+
+
+def _loaded(factor: Any) -> Any:
+    """A load without the conversion to float32 around it."""
+    return factor.value if isinstance(factor, tirx.Cast) else factor
