@@ -154,13 +154,6 @@ def _copy_pairs(
         return
     _copy(sch, outer, run, *tiling.copy_shape, tiling.copy_width, threads, vector=False)
     mark_interleave(sch, sch.get_loops(tile)[above])
-    if not tiling.interleaved:
-        return
-    raw = sch.get_sblock("raw")
-    sch.set_scope(raw, 0, SHARED)
-    sch.compute_at(raw, sch.get_loops(tile)[above - 1], preserve_unit_loops=True)
-    *outer, copy, element = sch.get_loops(raw)[above:]
-    _copy(sch, outer, sch.fuse(copy, element), *tiling.copy_shape, tiling.copy_width, threads)
 
 
 def _read_index(sch: s_tir.Schedule, block: Any, buffer: str) -> int:
@@ -224,11 +217,8 @@ def copy_ahead(sch: s_tir.Schedule, tiling: AnyTiling, chunk: Any) -> None:
     copy of zeros beyond the input's edge needs no branch then.
     """
     stages, order = [*(0 for _ in STAGED), 1], list(range(len(STAGED) + 1))
-    if isinstance(tiling, PairTiling) and tiling.interleaved:
-        # Images are paired by two statements, see use_pairs.
-        stages, order = [*stages, 1, 1], list(range(len(stages) + 2))
-    elif isinstance(tiling, PairTiling) and tiling.axis == "images":
-        # The first of them may run ahead: the next chunk is loaded to registers once this one has left them.
+    if isinstance(tiling, PairTiling) and tiling.axis == "images":
+        # Images go through registers: the next chunk is loaded to them once this one has left.
         stages, order = [*(0 for _ in STAGED), 1, 1], [1, 2, 3, 4, 0, 5]
     sch.annotate(chunk, "software_pipeline_stage", stages)
     sch.annotate(chunk, "software_pipeline_order", order)

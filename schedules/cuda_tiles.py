@@ -140,9 +140,9 @@ def staged_bytes(tiling: WarpTiling | PairTiling, knobs: Knobs, entries: int, wo
     rows = int(knobs["warps"]) * int(knobs["blocks_per_warp"])
     entries = -(-entries // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
     parts = [tiling.elements * size, entries * vector_of(knobs) * size, entries * OFFSET_BYTES, rows * ROW_BYTES]
-    parts = [BUFFERS * workers * part for part in parts]
-    if isinstance(tiling, PairTiling) and tiling.interleaved:
-        parts.append(workers * tiling.elements * size)
+    # Images that are paired wait in registers, not in a second buffer.
+    one_tile = isinstance(tiling, PairTiling) and tiling.axis == "images"
+    parts = [workers * part * (1 if one_tile and not i else BUFFERS) for i, part in enumerate(parts)]
     return sum(-(-part // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT for part in parts)
 
 

@@ -90,11 +90,9 @@ def _at_first(realize: s_tir.SBlockRealize, loop_vars: list[Any], **changes: Any
 
 
 def _pair_up(loop: tirx.For, held: list[Any]) -> tirx.SeqStmt:
-    """`tile[.., word, pair] = value(word, pair)`, the loads of all copies before all stores.
+    """`tile[.., word, pair] = value(word, pair)` in two: loads of every copy, image by image, to registers; stores of words.
 
-    The value is an element of the input, or `raw[.., pair, word // width, word % width]`. Elements are loaded one by one:
-    TVM 0.27 would take `raw`, were all its accesses vectors, for an array of vectors, and then refuse to copy it
-    asynchronously. The CUDA compiler joins them.
+    So loads may run ahead of the stores, and are as wide as those of a single image.
     """
     nest: list[tirx.For] = []
     inner: Any = loop
@@ -106,29 +104,24 @@ def _pair_up(loop: tirx.For, held: list[Any]) -> tirx.SeqStmt:
     tile = block.body.buffer
     *place, word, of_pair = block.body.indices
 
-    words = min(width, WORDS_AT_ONCE)
     own = [each for each in around if each.thread_binding is None]
-    taken = tirx.decl_buffer(
-        (*(each.extent for each in own), width // words, PAIR * words), tile.dtype, "held", scope="local"
-    )
+    taken = tirx.decl_buffer((*(each.extent for each in own), PAIR, width), tile.dtype, "held", scope="local")
     held.append(taken)
-    own_region = [tvm.ir.Range.from_min_extent(each.loop_var, 1) for each in own]
-    own_region += [tvm.ir.Range(0, width // words), tvm.ir.Range(0, PAIR * words)]
-
-    def value(element: int, image: int) -> Any:
-        def at(var: tirx.Var) -> Any:
-            return word + element if var.same_as(word) else tirx.const(image, "int32") if var.same_as(of_pair) else var
-
-        return _in_copy(block.body.value, word, element, width, at)
+    here = [each.loop_var for each in own]
+    region = [tvm.ir.Range.from_min_extent(var, 1) for var in here]
+    region += [tvm.ir.Range(0, PAIR), tvm.ir.Range(0, width)]
 
     loads, stores = [], []
-    for part in range(width // words):
-        elements_of = [(part * words + word_, image) for word_ in range(words) for image in range(PAIR)]
-        vector = tirx.Shuffle([value(*which) for which in elements_of], list(range(len(elements_of))))
-        here = [*(each.loop_var for each in own), part, tirx.Ramp(0, 1, PAIR * words)]
-        loads.append(tirx.BufferStore(taken, vector, here))
-        there = [*place, word + part * words, tirx.Ramp(0, 1, PAIR * words)]
-        stores.append(tirx.BufferStore(tile, tirx.BufferLoad(taken, here), there))
+    for image in range(PAIR):
+        value = _copied(_substituted(block.body.value, {of_pair: image}), width)
+        loads.append(tirx.BufferStore(taken, value, [*here, image, _run(0, width)]))
+    words = min(width, WORDS_AT_ONCE)
+    for first in range(0, width, words):
+        turns = [
+            tirx.BufferLoad(taken, [*here, image, first + element]) for element in range(words) for image in range(PAIR)
+        ]
+        together = tirx.Shuffle(turns, list(range(len(turns))))
+        stores.append(tirx.BufferStore(tile, together, [*place, word + first, _run(0, PAIR * words)]))
 
     *tile_region, _, _ = block.writes[0].region
     to_tile = [*tile_region, tvm.ir.Range.from_min_extent(word, width), tvm.ir.Range(0, PAIR)]
@@ -137,38 +130,43 @@ def _pair_up(loop: tirx.For, held: list[Any]) -> tirx.SeqStmt:
         inner,
         inner_vars,
         name_hint="held",
-        reads=[_all_read(read, width) for read in block.reads],
-        writes=[tirx.BufferRegion(taken, own_region)],
-        body=_sequence(loads),
+        reads=[_whole(read.source) for read in block.reads],
+        writes=[tirx.BufferRegion(taken, region)],
+        body=tirx.SeqStmt(loads),
     )
     store = _at_first(
         inner,
         inner_vars,
-        reads=[tirx.BufferRegion(taken, own_region)],
+        reads=[tirx.BufferRegion(taken, region)],
         writes=[tirx.BufferRegion(tile, to_tile)],
-        body=_sequence(stores),
+        body=stores[0] if len(stores) == 1 else tirx.SeqStmt(stores),
     )
     return tirx.SeqStmt([_renamed(_nested(around, load)), _nested(around, store)])
 
 
-def _sequence(statements: list[Any]) -> Any:
-    return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
+def _copied(value: Any, width: int) -> Any:
+    """The value of a copy of `width` elements, from that of its first."""
+    if isinstance(value, tvm.ir.Call):
+        inside, element, zero = value.args
+        zeros = zero if width == 1 else tirx.Broadcast(zero, width)
+        return tirx.if_then_else(inside, _copied(element, width), zeros)
+    *outer, last = value.indices
+    return tirx.BufferLoad(value.source, [*outer, _run(last, width)])
 
 
-def _in_copy(value: Any, word: Any, element: int, width: int, at: Any) -> Any:
-    """A value at an element of a copy, which starts at a multiple of `width`."""
-    if isinstance(value, tvm.ir.TensorLoad) and value.source.name.startswith("raw"):
-        *images, image, _, _ = value.indices
-        return tirx.BufferLoad(value.source, [*images, at(image), word // width, element])
-    return tvm_ffi.structural_map(value, (tirx.Var, at), order="post")
+def _run(first: Any, width: int) -> Any:
+    return first if width == 1 else tirx.Ramp(first, 1, width)
 
 
-def _all_read(region: Any, width: int) -> Any:
-    """What all elements of a copy read: of the input, whatever there is."""
-    if region.source.name.startswith("raw"):
-        *images, _, copy, _ = region.region
-        return tirx.BufferRegion(region.source, [*images, tvm.ir.Range(0, PAIR), copy, tvm.ir.Range(0, width)])
-    return tirx.BufferRegion(region.source, [tvm.ir.Range(0, extent) for extent in region.source.shape])
+def _substituted(value: Any, by: dict[Any, int]) -> Any:
+    def put(var: tirx.Var) -> Any:
+        return next((tirx.const(number, "int32") for old, number in by.items() if var.same_as(old)), var)
+
+    return tvm_ffi.structural_map(value, (tirx.Var, put), order="post")
+
+
+def _whole(buffer: Any) -> Any:
+    return tirx.BufferRegion(buffer, [tvm.ir.Range(0, extent) for extent in buffer.shape])
 
 
 def _renamed(nest: Any) -> Any:

@@ -12,8 +12,6 @@ from tvm.s_tir.schedule import _ffi_api as schedule_ffi
 ROW_LENGTH = "row_length"
 #: The arrays a row's length is read from: where the filter lies, or staged.
 ROW_LENGTHS = ("counts", "rows")
-#: The blocks that copy the input.
-COPIES = ("tile", "raw")
 
 
 def declare_whole_read(sch: s_tir.Schedule, block: Any, buffer: str, dims: int = 1) -> None:
@@ -107,7 +105,7 @@ def branch_copies(func: tirx.PrimFunc) -> tirx.PrimFunc:
 
     def in_block(block: s_tir.SBlock) -> Any:
         store = block.body
-        if not block.name_hint.startswith(COPIES) or not isinstance(store, tirx.BufferStore):
+        if not block.name_hint.startswith("tile") or not isinstance(store, tirx.BufferStore):
             return block
         value = store.value
         if not (isinstance(value, tvm.ir.Call) and str(value.op.name).endswith("if_then_else")):

@@ -65,6 +65,10 @@ static half2 __half2half2(half value) { return {value, value}; }
 static half fused(half a, half b, half c) { return (_Float16)((double)(float)a * (float)b + (float)c); }
 static half2 __hfma2(half2 a, half2 b, half2 c) { return {fused(a.x, b.x, c.x), fused(a.y, b.y, c.y)}; }
 struct alignas(16) uint4 { unsigned x, y, z, w; };
+static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+template <class T> unsigned packed(T x, T y) { return x.bits | (unsigned)y.bits << 16; }
+static unsigned __pack_half2(half x, half y) { return packed(x, y); }
+static unsigned __pack_nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) { return packed(x, y); }
 struct dim { int x = 0, y = 0, z = 0; };
 static dim threadIdx, blockIdx;
 static float* shared_memory;  // on the next 16 bytes, as on a GPU

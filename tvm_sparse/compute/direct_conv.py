@@ -10,11 +10,7 @@
     out  (n, k, p, q)                     activation(sum + bias + residual)
 
 tn, ty, tx count tiles of images, rows and columns; f are the pixel dimensions of the tiling. In a PairTiling the last of f
-is the pixel of a pair: e counts words and has this dimension behind it, and images that are copied several elements at a
-time are first copied one by one,
-
-    raw  (tn, g, ty, tx, chunk, pair, copy, element)
-
+is the pixel of a pair: e counts words and has this dimension behind it.
 The filter is a stream (tvm_sparse.formats.FilterStream): the nonzeros of (chunk, row block) stand at
 starts[chunk, kb] .. + counts[chunk, kb]; a row block is `vector` output channels that share columns, 1 if unstructured.
 A StagedFilter holds the same in segments, each of the row blocks that a block of threads copies together.
@@ -63,7 +59,7 @@ def direct_conv2d(
     Returns
     -------
     DirectConv
-        Blocks "raw" (only for images that interleave), "tile", "near" (only if a chunk is summed in 16 bits), "part", "sum"
+        Blocks "tile", "near" (only if a chunk is summed in 16 bits), "part", "sum"
         (only with several splits) and "out", in the shapes at the top of this file.
     """
     workload, vector, pad_to = tiling.workload, packed.vector, packed.pad_to
@@ -167,19 +163,11 @@ def _paired_tile(tiling: PairTiling, x: te.Tensor) -> ReadTile:
         )
         return lambda place, at, f: tile[(*place, at // width, at % width * PAIR + f[-1])]
 
-    if tiling.interleaved:
-        raw = te.compute(
-            (*_tiles(tiling), PAIR, words // width, width),
-            lambda *at: read_input(*at[:5], *at[6:], at[5]),
-            name="raw",
-        )
-        tile = te.compute(
-            (*_tiles(tiling), words, PAIR),
-            lambda *at: raw[(*at[:5], at[6], at[5] // width, at[5] % width)],
-            name="tile",
-        )
-    else:
-        tile = te.compute((*_tiles(tiling), words, PAIR), lambda *at: read_input(*at[:6], 0, at[6]), name="tile")
+    tile = te.compute(
+        (*_tiles(tiling), words, PAIR),
+        lambda *at: read_input(*at[:5], at[5] // width, at[5] % width, at[6]),
+        name="tile",
+    )
     return lambda place, at, f: tile[(*place, at, f[-1])]
 
 

@@ -121,11 +121,6 @@ class PairTiling:
         return self.words.offsets(columns)
 
     @property
-    def interleaved(self) -> bool:
-        """Whether images are copied several elements at a time, each on its own, before they are paired."""
-        return self.axis == "images" and self.words.copy_width > 1
-
-    @property
     def copy_width(self) -> int:
         """Elements that one copy moves: of one image where images are paired."""
         return self.words.copy_width * (PAIR if self.axis == "columns" else 1)
