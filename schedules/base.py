@@ -15,6 +15,7 @@ from tvm.target import Target
 from tvm_sparse.compute.direct_conv import DirectConv, direct_conv2d
 from tvm_sparse.compute.geometry import Tiling
 from tvm_sparse.compute.packed_filter import pack_filter, stage_filter
+from tvm_sparse.compute.pair_tiling import PairTiling
 from tvm_sparse.errors import InputError
 from tvm_sparse.formats import ColumnVectorFilter, CSRFilter, SlicedELLFilter, SparseFilter
 from tvm_sparse.workload import ConvWorkload
@@ -72,7 +73,7 @@ class Template(ABC):
         return None
 
     @abstractmethod
-    def tiling(self, workload: ConvWorkload, knobs: Knobs) -> Tiling:
+    def tiling(self, workload: ConvWorkload, knobs: Knobs) -> Tiling | PairTiling:
         """How these knobs cut pixels and channels."""
 
     #: Whether row blocks that are scheduled together have their nonzeros staged together.

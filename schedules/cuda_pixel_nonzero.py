@@ -53,7 +53,8 @@ class CudaPixelNonzero(Template):
         return cuda_cost.smaller(workload, knobs)
 
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> WarpTiling:
-        return tiles.tiling_of(workload, knobs, int(knobs["splits"]))
+        lanes, pixels = tiles.extents(knobs["lanes"]), tiles.extents(knobs["pixels"])
+        return WarpTiling(workload, lanes, pixels, int(knobs["channels"]), int(knobs["splits"]))
 
     def row_block_multiple(self, knobs: Knobs) -> int:
         return int(knobs["warps"]) * int(knobs["blocks_per_warp"])

@@ -134,7 +134,7 @@ def sum_nonzeros(sch: s_tir.Schedule, tiling: AnyTiling, loop: Any, pad_to: int,
     sch.compute_at(own_rows, kb, preserve_unit_loops=True)
     mark_row_length(sch, step)
     if near is not None:
-        set_to_zero(sch, "near", step)
+        set_to_zero(sch, "near", step, above=len(sch.get_loops(near)) - len(inner) - 2)
     if pair:
         mark_pair_sum(sch, inner.pop())
     for each in (kb, nonzero, *inner):
@@ -142,9 +142,7 @@ def sum_nonzeros(sch: s_tir.Schedule, tiling: AnyTiling, loop: Any, pad_to: int,
     return c
 
 
-def _copy_pairs(
-    sch: s_tir.Schedule, tile: Any, above: int, tiling: PairTiling, threads: dict[str, int]
-) -> None:
+def _copy_pairs(sch: s_tir.Schedule, tile: Any, above: int, tiling: PairTiling, threads: dict[str, int]) -> None:
     """Share the copying of a tile of pairs: as it lies, or images on their own and then paired."""
     *outer, run, pair = sch.get_loops(tile)[above:]
     if tiling.axis == "columns":
@@ -200,10 +198,11 @@ def _copy(
         sch.unroll(several)
 
 
-def set_to_zero(sch: s_tir.Schedule, block: str, loop: Any) -> None:
-    """Initialise a sum in front of `loop`: inside it, a row without nonzeros would never be."""
-    around = sch.get_loops(sch.get_sblock(block))
-    above = next(i for i, outer in enumerate(around) if sch.get(outer).same_as(sch.get(loop)))
+def set_to_zero(sch: s_tir.Schedule, block: str, loop: Any, above: int = 0) -> None:
+    """Initialise a sum in front of `loop`: inside it, a row without nonzeros would never be.
+
+    The initialisation is unrolled, but for the outermost `above` loops.
+    """
     init = sch.decompose_reduction(sch.get_sblock(block), loop)
     for inner in sch.get_loops(init)[above:]:
         if sch.get(inner).kind == tirx.ForKind.SERIAL:

@@ -19,7 +19,7 @@ MOST_SUMS = 128
 MOST_UNROLLED = 512
 #: The knob "pairs" where a lane reads single elements.
 NO_PAIRS = "no"
-#: Nonzeros of a row and chunk that may be summed in float16: their sum is off by 1e-3 then.
+#: Nonzeros of a row and chunk that may be summed in float16: half of them are off by 1e-3.
 MOST_HALF_SUMMED = 64
 #: Output channels of a row block that may share columns.
 VECTORS = (2, 4, 8)
@@ -45,19 +45,42 @@ def extents_text(sizes: Extents) -> str:
     return "x".join(map(str, sizes))
 
 
-def tiling_of(workload: ConvWorkload, knobs: Knobs, splits: int = 1) -> WarpTiling | PairTiling:
+def tiling_of(workload: ConvWorkload, knobs: Knobs) -> WarpTiling | PairTiling:
     kind = PairTiling if knobs.get("pairs", NO_PAIRS) != NO_PAIRS else WarpTiling
-    return kind(workload, extents(knobs["lanes"]), extents(knobs["pixels"]), int(knobs["channels"]), splits)
+    return kind(workload, extents(knobs["lanes"]), extents(knobs["pixels"]), int(knobs["channels"]))
 
 
 def pair_options(workload: ConvWorkload) -> tuple[str, ...]:
-    """Values of the knob "pairs" of 16-bit elements: the dtype in which pairs are summed within a chunk of channels.
+    """Values of the knob "pairs": the dtype in which pairs are summed within a chunk of channels; none for float32.
 
-    There is no arithmetic on pairs of bfloat16 with more than 8 bits.
+    Sums in bfloat16 would be of no use: they have 8 bits.
     """
+    if ELEMENT_BYTES.get(workload.dtype) != 2:
+        return ()
     if pair_axis(workload) is None:
         return (NO_PAIRS,)
     return (NO_PAIRS, "float32", *(["float16"] if workload.dtype == "float16" else []))
+
+
+def default_pairs(workload: ConvWorkload) -> dict[str, int | str]:
+    """The knob "pairs" that is fast and exact, if there is one."""
+    options = pair_options(workload)
+    return {"pairs": options[min(1, len(options) - 1)]} if options else {}
+
+
+def check_pairs(workload: ConvWorkload, knobs: Knobs, longest_row: int) -> None:
+    """Refuse to sum many nonzeros in float16.
+
+    Raises
+    ------
+    InputError
+        A row has too many nonzeros in a chunk.
+    """
+    if chunk_dtype(knobs) == "float16" and longest_row > MOST_HALF_SUMMED:
+        raise InputError(
+            f"{workload}: {longest_row} nonzeros of a row and chunk summed in float16, {MOST_HALF_SUMMED} at most; "
+            "take fewer channels a chunk or pairs=float32"
+        )
 
 
 def why_not(workload: ConvWorkload, target: Target) -> str | None:
@@ -118,7 +141,6 @@ def tile_space(workload: ConvWorkload) -> dict[str, tuple[int | str, ...]]:
         "blocks_per_warp": (1, 2, 4, 8),
         "pad_to": (1, 2, 4),
         "format": ("csr", "sliced_ell:8", *(f"column_vector:{v}" for v in VECTORS if _whole(workload, v))),
-        **({"pairs": pair_options(workload)} if ELEMENT_BYTES.get(workload.dtype) == 2 else {}),
     }
 
 
@@ -160,14 +182,19 @@ def check_block(workload: ConvWorkload, target: Target, knobs: Knobs, warps: int
         Too many threads, registers or statements, too much shared memory, or a block that reaches over two groups.
     """
     sums = math.prod(extents(knobs["pixels"])) * int(knobs["blocks_per_warp"]) * vector_of(knobs)
-    sums *= 1 if knobs.get("pairs", NO_PAIRS) == NO_PAIRS else PAIR
+    held = 0
+    if knobs.get("pairs", NO_PAIRS) != NO_PAIRS:
+        sums *= PAIR
+        # The next chunk of images that are paired waits in registers.
+        if pair_axis(workload) == "images":
+            held = -(-tiling_of(workload, knobs).elements // PAIR // (warps * WARP))
     channels = int(knobs["warps"]) * int(knobs["blocks_per_warp"]) * vector_of(knobs)
     limits = {
         "threads a block": (warps * WARP, thread_limit(target)),
         "bytes of shared memory a block": (shared_bytes, shared_limit(target)),
         "sums a thread": (sums, MOST_SUMS),
         "products a step": (sums * int(knobs["pad_to"]), MOST_UNROLLED),
-        "registers a block": ((sums + OTHER_REGISTERS) * warps * WARP, REGISTERS),
+        "registers a block": ((sums + held + OTHER_REGISTERS) * warps * WARP, REGISTERS),
     }
     for what, (needed, allowed) in limits.items():
         if needed > allowed:

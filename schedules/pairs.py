@@ -1,7 +1,7 @@
 """What TVM 0.27 has no instruction for on pairs of 16-bit elements: put in after scheduling, as functions of CUDA.
 
-A sum of products of pairs takes one load of a word for both, and images are paired in registers. TVM would print vectors of
-such elements one by one (and with stale operands where a register is both read and written).
+A sum of products of pairs takes one load of a word for both, and images are paired in registers. TVM would print
+vectors of such elements one by one, and with stale operands where a register is both read and written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PAIR_SUM, INTERLEAVE = "pair_sum", "interleave"
 #: Words of the longest vector that TVM can put together of 16-bit elements.
 WORDS_AT_ONCE = 2
 
-#: How CUDA calls an element and a pair of them, and a function of CUDA that makes a pair of the first (second) elements.
+#: How CUDA calls an element and a pair of them.
 ELEMENT = {"float16": "half", "bfloat16": "nv_bfloat16"}
 VECTOR = {"float16": "half2", "bfloat16": "nv_bfloat162"}
 
@@ -51,7 +51,7 @@ def mark_interleave(sch: s_tir.Schedule, loop: Any) -> None:
 def use_pairs(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Put what works on pairs in the place of the marked loops.
 
-    Images are paired in two steps, loads to registers and stores, between which a block of threads has to wait only once.
+    A loop that pairs images becomes two statements, loads and stores.
     """
     held: list[Any] = []
 
@@ -72,8 +72,8 @@ def use_pairs(func: tirx.PrimFunc) -> tirx.PrimFunc:
 
 
 def _changed(block: s_tir.SBlock, **changes: Any) -> s_tir.SBlock:
-    names = ("iter_vars", "reads", "writes", "name_hint", "body", "init", "alloc_buffers", "match_buffers", "annotations")
-    return s_tir.SBlock(*(changes.get(name, getattr(block, name)) for name in names))
+    names = ("iter_vars", "reads", "writes", "name_hint", "body", "init", "alloc_buffers", "match_buffers")
+    return s_tir.SBlock(*(changes.get(name, getattr(block, name)) for name in (*names, "annotations")))
 
 
 def _at_first(realize: s_tir.SBlockRealize, loop_vars: list[Any], **changes: Any) -> s_tir.SBlockRealize:
@@ -90,7 +90,7 @@ def _at_first(realize: s_tir.SBlockRealize, loop_vars: list[Any], **changes: Any
 
 
 def _pair_up(loop: tirx.For, held: list[Any]) -> tirx.SeqStmt:
-    """`tile[.., word, pair] = value(word, pair)` in two: loads of every copy, image by image, to registers; stores of words.
+    """`tile[.., word, pair] = value(word, pair)` in two: loads to registers, image by image, and stores of words.
 
     So loads may run ahead of the stores, and are as wide as those of a single image.
     """
@@ -188,7 +188,9 @@ def _renamed(nest: Any) -> Any:
             names.append((node.loop_var, own))
             return tirx.For(own, node.min, node.extent, node.kind, walk(node.body), node.thread_binding, {})
         block, values, predicate = node.block, [rename(value) for value in node.iter_values], rename(node.predicate)
-        iter_vars = [tirx.IterVar(each.dom, tirx.Var(each.var.name, "int32"), each.iter_type) for each in block.iter_vars]
+        iter_vars = [
+            tirx.IterVar(each.dom, tirx.Var(each.var.name, "int32"), each.iter_type) for each in block.iter_vars
+        ]
         names.extend((each.var, own.var) for each, own in zip(block.iter_vars, iter_vars, strict=True))
         body, reads, writes = rename(block.body), ranges(block.reads), ranges(block.writes)
         changed = _changed(block, iter_vars=iter_vars, reads=reads, writes=writes, body=body)

@@ -10,10 +10,11 @@ from tvm import s_tir, tirx
 
 
 def keep_own_lane(func: tirx.PrimFunc, buffer: str, dim: int = -1) -> tirx.PrimFunc:
-    """Drop dimension `dim` (counted from the end), the lanes of a warp, from a thread-local buffer whose every access is to the own lane.
+    """Drop dimension `dim` (from the end), the lanes of a warp, from a thread-local buffer.
 
-    The loops over lanes of its producer and its consumer are bound to the same threads, each on its own, which hides
-    from TVM 0.27 that a thread needs one lane only: it would give each thread all of them, in slow memory.
+    Every access is to the own lane. The loops over lanes of its producer and its consumer are bound to the same
+    threads, each on its own, which hides from TVM 0.27 that a thread needs one lane only: it would give each thread all
+    of them, in slow memory.
     """
     found: list[Any] = []
     tvm_ffi.structural_walk(

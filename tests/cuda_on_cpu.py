@@ -49,16 +49,19 @@ struct bfloat_bits {
     unsigned bits; memcpy(&bits, &value, 4);
     return value != value ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   }
-  static float to(ushort bits) { unsigned wide = (unsigned)bits << 16; float value; memcpy(&value, &wide, 4); return value; }
+  static float to(ushort bits) { float value; unsigned wide = bits << 16; memcpy(&value, &wide, 4); return value; }
 };
 typedef element<half_bits> half, __half; typedef element<bfloat_bits> nv_bfloat16, __nv_bfloat16;
 template <class T> struct alignas(4) two { T x, y; };
 template <class T> struct alignas(8) four { T x, y, z, w; };
-typedef two<half> half2; typedef four<half> half4; typedef two<nv_bfloat16> nv_bfloat162; typedef four<nv_bfloat16> nv_bfloat164;
+typedef two<half> half2; typedef four<half> half4;
+typedef two<nv_bfloat16> nv_bfloat162; typedef four<nv_bfloat16> nv_bfloat164;
 static half2 make_half2(half x, half y) { return {x, y}; }
 static half4 make_half4(half x, half y, half z, half w) { return {x, y, z, w}; }
 static nv_bfloat162 make_nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) { return {x, y}; }
-static nv_bfloat164 make_nv_bfloat164(nv_bfloat16 x, nv_bfloat16 y, nv_bfloat16 z, nv_bfloat16 w) { return {x, y, z, w}; }
+static nv_bfloat164 make_nv_bfloat164(nv_bfloat16 x, nv_bfloat16 y, nv_bfloat16 z, nv_bfloat16 w) {
+  return {x, y, z, w};
+}
 static half __float2half_rn(float value) { return value; }
 static nv_bfloat16 __float2bfloat16_rn(float value) { return value; }
 static half2 __half2half2(half value) { return {value, value}; }
@@ -197,7 +200,8 @@ def cuda_source(func: Any, target: Any) -> str:
 def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes: int) -> str:
     """C++ that loads the arrays, runs the kernels of `source` one after the other, and stores the output."""
     words = -(-shared_bytes // 16) * 4
-    kernels = _asynchronous(source) + re.findall(r"^__forceinline__ __device__ void pair_sum\w*\(.*?^\}", source, ON_LINES)
+    functions = re.findall(r"^__forceinline__ __device__ (void pair_sum\w*\(.*?^\})", source, ON_LINES)
+    kernels = [*_asynchronous(source), *(f"static {function}" for function in functions)]
     steps = [f"shared_words = {words}; shared_memory = (float*)aligned_alloc(16, {max(words, 4) * 4});"]
     for name, array in arrays.items():
         kind = ELEMENTS[str(array.dtype)]
@@ -220,7 +224,7 @@ def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes
         "fwrite(out.data(), sizeof(out[0]), out.size(), file);",
         "return fclose(file);",
     ]
-    return "\n".join([PRELUDE, "typedef unsigned char uchar; typedef unsigned uint;\n#define __forceinline__\n#define __device__ static", *kernels, "int main() {", *steps, "}", ""])
+    return "\n".join([PRELUDE, "typedef unsigned char uchar;", *kernels, "int main() {", *steps, "}", ""])
 
 
 def _asynchronous(source: str) -> list[str]:

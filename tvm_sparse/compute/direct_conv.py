@@ -3,14 +3,14 @@
     x    (n, c, h, w)                     dense input
     tile (tn, g, ty, tx, chunk, e)        input of one tile and channel chunk, padded, in the layout of the tiling; e is
                                           (copy, element) if more than one element is copied at a time
-    near (tn, split, c, kb, v, ty, tx, *f)  Σ over the nonzeros j of a row block kb in chunk c of a split, in 16 bits; only if
-                                          they are summed so, else it is a part of
+    near (tn, split, c, kb, v, ty, tx, *f)  Σ over the nonzeros j of a row block kb in chunk c of a split; only if that
+                                          sum has another dtype than part
     part (tn, split, kb, v, ty, tx, *f)   Σ over the chunks of a split and the nonzeros j of a row block kb
     sum  (tn, kb, v, ty, tx, *f)          Σ over the splits
     out  (n, k, p, q)                     activation(sum + bias + residual)
 
-tn, ty, tx count tiles of images, rows and columns; f are the pixel dimensions of the tiling. In a PairTiling the last of f
-is the pixel of a pair: e counts words and has this dimension behind it.
+tn, ty, tx count tiles of images, rows and columns; f are the pixel dimensions of the tiling. In a PairTiling the last
+of f is the pixel of a pair: e counts words and has this dimension behind it.
 The filter is a stream (tvm_sparse.formats.FilterStream): the nonzeros of (chunk, row block) stand at
 starts[chunk, kb] .. + counts[chunk, kb]; a row block is `vector` output channels that share columns, 1 if unstructured.
 A StagedFilter holds the same in segments, each of the row blocks that a block of threads copies together.
@@ -42,6 +42,8 @@ class DirectConv:
     args: list[te.Tensor]
     #: Entries of a segment of a StagedFilter.
     segment_entries: int = 0
+    #: Nonzeros of the longest row of a chunk.
+    longest_row: int = 0
 
     def prim_func(self) -> tirx.PrimFunc:
         return te.create_prim_func(self.args)
@@ -54,7 +56,7 @@ def direct_conv2d(
 
     Parameters
     ----------
-    chunk_dtype : of the sum over a row's nonzeros in a chunk, "float32" or the workload's; those sums are added in float32
+    chunk_dtype : of the sum over a row's nonzeros in a chunk; those sums are added in float32
 
     Returns
     -------
@@ -96,7 +98,8 @@ def direct_conv2d(
         def chunk_sum(tn: Any, split: Any, c: Any, *at: Any) -> Any:
             return te.sum(term(c, tn, split, *at), axis=j)
 
-        near = te.compute((image_tiles, tiling.splits, per_split, *shape), chunk_sum, name="near", varargs_names=rows_axes)
+        near_shape = (image_tiles, tiling.splits, per_split, *shape)
+        near = te.compute(near_shape, chunk_sum, name="near", varargs_names=rows_axes)
     part = te.compute((image_tiles, tiling.splits, *shape), partial_sum, name="part", varargs_names=rows_axes)
     if tiling.splits > 1:
         split = te.reduce_axis((0, tiling.splits), name="split")
@@ -123,7 +126,7 @@ def direct_conv2d(
     out = te.compute(out_shape, output, name="out")
     optional = [tensor for tensor in (bias, residual) if tensor is not None]
     entries = packed.offsets.shape[-1] if isinstance(packed, StagedFilter) else 0
-    return DirectConv([x, *filter_args, *optional, out], entries)
+    return DirectConv([x, *filter_args, *optional, out], entries, packed.longest_row)
 
 
 #: (tile and chunk, offset and address, pixel) -> the element of the input that stands there.
@@ -138,9 +141,7 @@ def _tile(tiling: Tiling, x: te.Tensor) -> ReadTile:
     def read_input(tn: Any, g: Any, ty: Any, tx: Any, chunk: Any, *e: Any) -> Any:
         return _element(x, tiling, g, tiling.source(e[0], e[1] if width > 1 else 0, chunk, tn, ty, tx))
 
-    tile = te.compute(
-        (*_tiles(tiling), *in_tile), read_input, name="tile", varargs_names=["e", "w"][: len(in_tile)]
-    )
+    tile = te.compute((*_tiles(tiling), *in_tile), read_input, name="tile", varargs_names=["e", "w"][: len(in_tile)])
 
     def read(place: tuple[Any, ...], at: Any, _: tuple[Any, ...]) -> Any:
         return tile[(*place, at // width, at % width)] if width > 1 else tile[(*place, at)]
@@ -152,20 +153,21 @@ def _paired_tile(tiling: PairTiling, x: te.Tensor) -> ReadTile:
     """The input of every tile and chunk in words of two pixels."""
     words, width = tiling.words.elements, tiling.words.copy_width
 
-    def read_input(tn: Any, g: Any, ty: Any, tx: Any, chunk: Any, copy: Any, element: Any, pair: Any) -> Any:
+    def read_input(place: tuple[Any, ...], copy: Any, element: Any, pair: Any) -> Any:
+        tn, g, ty, tx, chunk = place
         return _element(x, tiling, g, tiling.source(copy, element, pair, chunk, tn, ty, tx))
 
     if tiling.axis == "columns":
         tile = te.compute(
             (*_tiles(tiling), words // width, width * PAIR),
-            lambda *at: read_input(*at[:-1], at[-1] // PAIR, at[-1] % PAIR),
+            lambda *at: read_input(at[:5], at[5], at[6] // PAIR, at[6] % PAIR),
             name="tile",
         )
         return lambda place, at, f: tile[(*place, at // width, at % width * PAIR + f[-1])]
 
     tile = te.compute(
         (*_tiles(tiling), words, PAIR),
-        lambda *at: read_input(*at[:5], at[5] // width, at[5] % width, at[6]),
+        lambda *at: read_input(at[:5], at[5] // width, at[5] % width, at[6]),
         name="tile",
     )
     return lambda place, at, f: tile[(*place, at, f[-1])]

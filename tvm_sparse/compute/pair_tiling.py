@@ -35,6 +35,22 @@ def pair_axis(workload: ConvWorkload) -> str | None:
     return "images" if workload.n >= PAIR else None
 
 
+def words_of(workload: ConvWorkload) -> ConvWorkload:
+    """The layer whose elements are the words of pairs of this one.
+
+    Raises
+    ------
+    InputError
+        When the workload's pixels cannot be paired.
+    """
+    axis = pair_axis(workload)
+    if axis is None:
+        raise InputError(f"{workload}: pairs need 16-bit elements, and two images or a pointwise layer with even rows")
+    if axis == "columns":
+        return replace(workload, w=workload.w // PAIR, dtype=WORD)
+    return replace(workload, n=-(-workload.n // PAIR), dtype=WORD)
+
+
 @dataclass(frozen=True)
 class PairTiling:
     """A tiling like WarpTiling whose lanes and pixels count pairs, and whose addresses and offsets count words.
@@ -52,9 +68,8 @@ class PairTiling:
     splits: int = 1
 
     def __post_init__(self) -> None:
-        if pair_axis(self.workload) is None:
-            raise InputError(f"{self.workload}: pairs need 16-bit elements, and even rows without a kernel or 2 images")
-        assert self.words.chunks
+        # Its checks are these of this class.
+        _ = self.words
 
     @cached_property
     def axis(self) -> str:
@@ -62,13 +77,8 @@ class PairTiling:
 
     @cached_property
     def words(self) -> WarpTiling:
-        """The tiling of a layer whose elements are the words."""
-        workload = self.workload
-        if self.axis == "columns":
-            of_words = replace(workload, w=workload.w // PAIR, dtype=WORD)
-        else:
-            of_words = replace(workload, n=-(-workload.n // PAIR), dtype=WORD)
-        return WarpTiling(of_words, self.lanes, self.pixels, self.channels, self.splits)
+        """The tiling of the words."""
+        return WarpTiling(words_of(self.workload), self.lanes, self.pixels, self.channels, self.splits)
 
     @property
     def chunks(self) -> int:
@@ -139,4 +149,6 @@ class PairTiling:
         if self.axis == "columns":
             return Source(image, channel, row, col * PAIR + pair, inside)
         image = image * PAIR + pair
-        return Source(image, channel, row, col, [*inside, image < self.workload.n] if self.workload.n % PAIR else inside)
+        if self.workload.n % PAIR:
+            inside = [*inside, image < self.workload.n]
+        return Source(image, channel, row, col, inside)
