@@ -148,8 +148,9 @@ def _copied(value: Any, width: int) -> Any:
     """The value of a copy of `width` elements, from that of its first."""
     if isinstance(value, tvm.ir.Call):
         inside, element, zero = value.args
-        zeros = zero if width == 1 else tirx.Broadcast(zero, width)
-        return tirx.if_then_else(inside, _copied(element, width), zeros)
+        return tirx.if_then_else(inside, _copied(element, width), _copied(zero, width))
+    if not isinstance(value, tvm.ir.TensorLoad):  # zero: no image has anything there
+        return value if width == 1 else tirx.Broadcast(value, width)
     *outer, last = value.indices
     return tirx.BufferLoad(value.source, [*outer, _run(last, width)])
 
