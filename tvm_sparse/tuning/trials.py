@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import math
+import os
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from tvm_sparse.errors import OutputError
 from tvm_sparse.tuning.candidates import Timing
 from tvm_sparse.tuning.layers import Layer
 from tvm_sparse.tuning.log_files import LogWriter
@@ -48,7 +54,7 @@ Result = Timing | Failure
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate under way; its files are FILES.module, .npz and .so, its layer's stand in `folder`."""
+    """A candidate under way; its files are FILES.module, .npz and .so, its layer's stand in `folder` once prepared."""
 
     number: int
     layer: Layer
@@ -56,6 +62,7 @@ class Trial:
     kind: str
     files: Path
     folder: Path
+    prepared: Future[Any] = field(repr=False)
 
 
 @dataclass
@@ -160,6 +167,9 @@ class TrialBook:
     def add(self, layer: Layer, proposal: Proposal, kind: str, result: Result) -> None:
         """Record a result, also of what was never built."""
         try:
+            if isinstance(result, Failure) and os.strerror(errno.ENOSPC) in result.message:
+                folder = tempfile.gettempdir()  # no fault of the candidate's
+                raise OutputError(f"{folder}: the disk is full: make room or set TMPDIR to another folder")
             with self._lock:
                 record = self._record(layer, proposal, kind, result)
                 self._writer.append(record)

@@ -28,8 +28,8 @@ from tvm_sparse.tuning.tasks import LayerTask, Model
 from tvm_sparse.tuning.trials import Budget, Tally, TrialBook
 from tvm_sparse.tuning.workers import WorkerPool
 
-#: Candidates of one layer that are built and measured together, on few and on many cores.
-SMALLEST_BATCH, LARGEST_BATCH = 8, 24
+#: Trials of a layer before another one's turn, and before the model learns from them.
+BATCH = 8
 STRATEGIES = ("guided", "random")
 
 
@@ -46,7 +46,7 @@ class Setting:
     places: tuple[Place, ...] = (Place("cpu"),)
     tracker: tuple[str, int, str] | None = None
     builders: int | None = None
-    batch: int | None = None
+    batch: int = BATCH
     strategy: str = "guided"
     seed: int = 0
 
@@ -167,18 +167,18 @@ def _search(book: TrialBook, setting: Setting, builders: WorkerPool, runners: Wo
         )
         home = folder / str(number)
         tasks[layer] = LayerTask(layer, search, book, model, setting.target, builders, home)
-    builder = metaschedule.CandidateBuilder(book, builders, setting.target, setting.archs)
     remote = setting.tracker is not None
     overlap = remote or setting.places[0].kind == "cuda"
-    runner = metaschedule.CandidateRunner(book, runners, tasks, overlap, ATTEMPTS if remote else 1)
-    batch = setting.batch or max(SMALLEST_BATCH, min(LARGEST_BATCH, builders.size))
+    line = metaschedule.Line(book, builders, runners, overlap=overlap, attempts=ATTEMPTS if remote else 1)
+    builder = metaschedule.CandidateBuilder(line, setting.target, setting.archs)
+    runner = metaschedule.CandidateRunner(line)
     evenly = book.budget.trials is None and book.budget.seconds is None
     known = len(book.history)
 
     def run(tasks: list[LayerTask], evenly: bool) -> None:
         with without_tensor_intrinsics():
             metaschedule.tune_tasks(
-                tasks, setting.target, builder, runner, batch=batch, evenly=evenly, seed=setting.seed
+                tasks, setting.target, builder, runner, batch=setting.batch, evenly=evenly, seed=setting.seed
             )
 
     run(list(tasks.values()), evenly)
