@@ -44,8 +44,8 @@ from tvm_sparse.workload import ConvWorkload
 
 #: What nvcc compiles in about a minute.
 MOST_NONZEROS = 32_000
-#: Code of one row group that stays in the instruction cache of a multiprocessor.
-CODE_BYTES = 100 * 1024
+#: Blocks for every multiprocessor from which on the largest row groups are fastest.
+FILLED = 0.7
 #: Copies of a thread and chunk that are unrolled.
 MOST_COPIES = 256
 #: Threads of a block, and shared memory of its tiles, that leave room for several blocks a multiprocessor.
@@ -96,7 +96,12 @@ class CudaPattern(Template):
         own, budget = reads_own_pixel(workload), min(STAGED_BYTES, shared_limit(target))
         threads = min(THREADS, thread_limit(target))
         tile = (1, 1, threads) if own else pattern_tile.best_tile(workload, threads, budget)
-        group = pattern_tile.best_rows(workload, density, tile, not own)
+        code = BYTES_PER_NONZERO * density * math.prod(workload.filter_shape)
+        group = pattern_tile.most_rows(workload, code)
+        pixels = workload.n * workload.p * workload.q
+        filled = pixels * -(-workload.k // group) >= FILLED * pattern_tile.PROCESSORS * threads
+        if not filled:
+            group = pattern_tile.best_rows(workload, density, tile, not own)
         threads = pattern_tile.fill(workload, group, threads)
         channels, stages = workload.c_per_group, 0
         if not own:
@@ -106,7 +111,6 @@ class CudaPattern(Template):
             channels = pattern_tile.channels_within(workload, tile, stages, budget)
             stages = stages if channels < workload.c_per_group else 1
         images, rows, cols = (1, 1, threads) if own else tile
-        code = BYTES_PER_NONZERO * density * math.prod(workload.filter_shape)
         return {
             "images": images,
             "rows": rows,
@@ -114,8 +118,8 @@ class CudaPattern(Template):
             "channels": channels,
             "rows_per_group": group,
             "stages": stages,
-            "order": "groups" if code > CODE_BYTES and pattern_tile.shared_groups(workload, group) else "tiles",
-            "blocks_per_sm": 0,
+            "order": "groups" if code > pattern_tile.CACHED_CODE_BYTES else "tiles",
+            "blocks_per_sm": pattern_tile.resident_blocks(group, not own) if filled else 0,
             "rotate": 0,
         }
 

@@ -12,6 +12,10 @@ WARP = 32
 #: Multiprocessors of a large GPU, and warps that one starts at a time: a block of a multiple of them loses none.
 PROCESSORS, WARPS_AT_A_TIME = 132, 4
 IMAGES = (1, 2, 4, 8)
+#: Narrower tiles copy short pieces of rows.
+LEAST_COLUMNS = 28
+#: Code that a multiprocessor's instruction cache holds.
+CACHED_CODE_BYTES = 100 * 1024
 #: What copying an input element costs, and a block, in pixels of a thread.
 COPY_COST, BLOCK_COST = 0.1, 16
 #: Sums of a thread, and how many leave registers for more than one block a multiprocessor.
@@ -44,10 +48,10 @@ def row_groups(workload: ConvWorkload) -> tuple[int, ...]:
     each multiprocessor fetches the code of one group only.
     """
     counts = [count for count in range(1, PROCESSORS + 1) if PROCESSORS % count == 0]
-    sizes = {-(-workload.k_per_group // count) for count in counts}
+    sizes = {-(-workload.k_per_group // count) for count in counts} | {16, 32, 64}
     if workload.groups > 1:
         sizes = {size for size in sizes if workload.k_per_group % size == 0}
-    return tuple(sorted(size for size in sizes if size <= MOST_SUMS))
+    return tuple(sorted(size for size in sizes if size <= min(MOST_SUMS, workload.k_per_group)))
 
 
 def best_rows(workload: ConvWorkload, density: float, tile: tuple[int, int, int], staged: bool) -> int:
@@ -72,9 +76,18 @@ def best_rows(workload: ConvWorkload, density: float, tile: tuple[int, int, int]
     return min((rows for rows in row_groups(workload) if rows <= FEW_SUMS), key=clocks)
 
 
-def shared_groups(workload: ConvWorkload, rows: int) -> bool:
-    """Whether multiprocessors would run the code of several row groups if the groups of a tile stood together."""
-    return PROCESSORS % -(-workload.k // rows) != 0
+def most_rows(workload: ConvWorkload, code_bytes: float) -> int:
+    """The row group that is fastest where there are blocks enough for every multiprocessor.
+
+    As many output channels as registers allow while the code fits the instruction cache, half as many beyond.
+    """
+    most = FEW_SUMS if code_bytes <= CACHED_CODE_BYTES else FEW_SUMS // 2
+    return max(size for size in row_groups(workload) if size <= most)
+
+
+def resident_blocks(rows: int, staged: bool) -> int:
+    """Blocks a multiprocessor that the compiler should leave registers for."""
+    return 3 if staged else 2 if rows > FEW_SUMS // 2 else 4
 
 
 def fill(workload: ConvWorkload, rows: int, most_threads: int) -> int:
@@ -117,6 +130,6 @@ def channels_within(workload: ConvWorkload, tile: tuple[int, int, int], stages: 
 def _tiles(workload: ConvWorkload, threads: int) -> Iterator[tuple[int, int, int]]:
     for images in (images for images in IMAGES if images <= workload.n):
         for rows in tile_widths(workload.p):
-            for cols in tile_widths(workload.q):
+            for cols in (cols for cols in tile_widths(workload.q) if cols >= min(workload.q, LEAST_COLUMNS)):
                 if images * rows * cols <= threads:
                     yield images, rows, cols
