@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tvm_sparse.tuning.cost_model import CostModel, Subject
 from tvm_sparse.tuning.fleet import ATTEMPTS, count_servers
 from tvm_sparse.tuning.layers import Layer
 from tvm_sparse.tuning.log_files import LogWriter, read_log
-from tvm_sparse.tuning.records import Knobs, Site, density_class
+from tvm_sparse.tuning.records import Knobs, Record, Site, density_class
 from tvm_sparse.tuning.search import LayerSearch
 from tvm_sparse.tuning.selection import best, deduplicated
 from tvm_sparse.tuning.space import LayerSpace
@@ -155,14 +156,12 @@ def _search(book: TrialBook, setting: Setting, builders: WorkerPool, runners: Wo
     for number, (layer, tally) in enumerate(book.tallies.items()):
         subject = Subject(layer.workload, layer.density, tally.rows)
         space = LayerSpace(layer.workload, layer.density, setting.target)
-        own = layer.workload, density_class(layer.density)
-        others = [record for record in book.history if (record.workload, density_class(record.density)) != own]
         search = LayerSearch(
             subject,
             space,
             model.model if model is not None else None,
             untuned=layer.untuned,
-            neighbours=others,
+            neighbours=partial(_others, book, layer),
             seed=setting.seed + number,
         )
         home = folder / str(number)
@@ -183,9 +182,16 @@ def _search(book: TrialBook, setting: Setting, builders: WorkerPool, runners: Wo
 
     run(list(tasks.values()), evenly)
     fresh = {record.layer for record in book.history[known:]}
-    if book.fault is None and fresh:
+    again = [task for layer, task in tasks.items() if layer.name in fresh and book.unconfirmed(layer)]
+    if book.fault is None and again:
         book.lift_budget()
-        run([task.again() for layer, task in tasks.items() if layer.name in fresh], True)
+        run([task.again() for task in again], True)
+
+
+def _others(book: TrialBook, layer: Layer) -> list[Record]:
+    """What was measured on other layers so far."""
+    own = layer.workload, density_class(layer.density)
+    return [record for record in book.history if (record.workload, density_class(record.density)) != own]
 
 
 @contextmanager
