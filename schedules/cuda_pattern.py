@@ -109,7 +109,8 @@ class CudaPattern(Template):
         filled = pixels * -(-workload.k // group) >= FILLED * pattern_tile.PROCESSORS * threads
         if not filled:
             group = pattern_tile.best_rows(workload, density, tile, not own)
-        group = pattern_tile.rows_within(workload, group, row_nonzeros, FEW_NONZEROS_A_KERNEL)
+        if row_nonzeros * workload.k > FEW_NONZEROS_A_KERNEL:
+            group = pattern_tile.rows_of_parts(workload, group, row_nonzeros, FEW_NONZEROS_A_KERNEL)
         kernels = pattern_tile.kernels_within(workload, group, row_nonzeros, FEW_NONZEROS_A_KERNEL)
         threads = pattern_tile.fill(workload, group * kernels, threads)
         channels, stages = workload.c_per_group, 0
@@ -143,10 +144,10 @@ class CudaPattern(Template):
         return pattern_tile.shared_bytes(tiling, int(knobs["stages"]))
 
     def smaller(self, workload: ConvWorkload, knobs: Knobs) -> dict[str, int | str] | None:
-        """Twice as many kernels, for a filter most of whose nonzeros are in a few output channels."""
-        kernels = 2 * int(knobs["kernels"])
-        most = min(max(pattern_tile.KERNELS), self.tiling(workload, knobs).row_groups)
-        return {**knobs, "kernels": kernels} if kernels <= most else None
+        """More kernels, for a filter most of whose nonzeros are in a few output channels."""
+        most = self.tiling(workload, knobs).row_groups
+        more = (kernels for kernels in pattern_tile.KERNELS if int(knobs["kernels"]) < kernels <= most)
+        return next(({**knobs, "kernels": kernels} for kernels in more), None)
 
     def _kernel(self, workload: ConvWorkload, weight: NDArray, target: Target, chosen: dict[str, int | str]) -> Kernel:
         """Schedule the convolution and write the nonzeros of `weight` into it."""

@@ -12,7 +12,7 @@ WARP = 32
 #: Multiprocessors of a large GPU, and warps that one starts at a time: a block of a multiple of them loses none.
 PROCESSORS, WARPS_AT_A_TIME = 132, 4
 IMAGES = (1, 2, 4, 8)
-KERNELS = (1, 2, 4, 8)
+KERNELS = (1, 2, 3, 4, 6, 8)
 #: Narrower tiles copy short pieces of rows.
 LEAST_COLUMNS = 28
 #: Code that a multiprocessor's instruction cache holds.
@@ -86,9 +86,12 @@ def most_rows(workload: ConvWorkload, code_bytes: float) -> int:
     return max(size for size in row_groups(workload) if size <= most)
 
 
-def rows_within(workload: ConvWorkload, rows: int, row_nonzeros: float, most_nonzeros: int) -> int:
-    """`rows`, or the most output channels a group that have no more nonzeros than a kernel should have."""
-    sizes = row_groups(workload)
+def rows_of_parts(workload: ConvWorkload, rows: int, row_nonzeros: float, most_nonzeros: int) -> int:
+    """`rows`, or fewer output channels a group, for a layer of several kernels of so many nonzeros at most.
+
+    A kernel takes as long as its blocks take to fetch the code of a group, however few groups it has.
+    """
+    sizes = [size for size in row_groups(workload) if size <= FEW_SUMS // 4] or row_groups(workload)[:1]
     return min(rows, max((size for size in sizes if size * row_nonzeros <= most_nonzeros), default=sizes[0]))
 
 
