@@ -129,6 +129,6 @@ def test_a_bar_a_layer_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: py
     state = tally(RECORD)
     with tuning_progress(64) as (begin, told):
         begin([state])
-        state.records.append(record(time_us=30.0))
+        state.records.append(record(time_us=30.0, knobs={"rows": 9}))
         told(state)
     assert re.search(r"three .*2/64.*best 30 µs", capsys.readouterr().err)

@@ -46,7 +46,7 @@ def _lines() -> tuple[Begin, Told]:
         now = time.monotonic()
         if now - last.get(tally.layer, -math.inf) >= LINE_EVERY_S:
             last[tally.layer] = now
-            line = f"{tally.layer.name}: {len(tally.records)} trials, {describe(tally)}"
+            line = f"{tally.layer.name}: {tally.trials} trials, {describe(tally)}"
             print(line, file=sys.stderr, flush=True)
 
     return begin, told
@@ -71,11 +71,11 @@ def _bars(planned: int | None) -> Iterator[tuple[Begin, Told]]:
 
         def begin(tallies: Sequence[Tally]) -> None:
             for tally in tallies:
-                done = len(tally.records)
+                done = tally.trials
                 state = describe(tally) if done else "waiting"
                 tasks[tally.layer] = progress.add_task(tally.layer.name, total=planned, completed=done, state=state)
 
         def told(tally: Tally) -> None:
-            progress.update(tasks[tally.layer], completed=len(tally.records), state=describe(tally))
+            progress.update(tasks[tally.layer], completed=tally.trials, state=describe(tally))
 
         yield begin, told

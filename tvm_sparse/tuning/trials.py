@@ -75,6 +75,11 @@ class Tally:
     granted: int = 0
 
     @property
+    def trials(self) -> int:
+        """Points that were tried; some have several records."""
+        return len({record.point for record in self.records})
+
+    @property
     def best_us(self) -> float:
         return min((record.time_us for record in self.records if record.ok and record.time_us), default=math.inf)
 

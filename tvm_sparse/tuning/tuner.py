@@ -126,7 +126,7 @@ def summary(tally: Tally) -> TunedLayer:
         workload=str(tally.layer.workload),
         density=tally.layer.density,
         count=tally.layer.count,
-        trials=len({record.point for record in tally.records}),
+        trials=tally.trials,
         failed=dict(Counter(record.outcome for record in deduplicated(tally.records) if not record.ok)),
         default_us=default.time_us if default else None,
         dense_us=dense.time_us if dense else None,
