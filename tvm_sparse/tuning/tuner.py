@@ -205,7 +205,7 @@ def _workers(setting: Setting) -> Iterator[tuple[WorkerPool, WorkerPool]]:
         places = [place] * count_servers(setting.tracker)
     count = setting.builders or len(os.sched_getaffinity(0))
     builders = WorkerPool([(ready_to_build, (cuda,))] * count)
-    runners = WorkerPool([(ready_to_run, (place,)) for place in places])
+    runners = WorkerPool([(ready_to_run, (place,)) for place in places], fragile=True)
     try:
         builders.start()
         runners.start()
