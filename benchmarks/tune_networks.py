@@ -102,7 +102,7 @@ def main() -> int:
     setting = replace(setting_for(options.target, threads=options.threads), strategy=options.search, batch=ROUND)
     seconds = None if options.minutes is None else 60 * options.minutes
     budget = Budget(per_layer=options.trials_per_layer, seconds=seconds)
-    with tuning_progress(options.trials_per_layer) as (begin, told):
+    with tuning_progress(options.trials_per_layer, options.minutes) as (begin, told):
         tuned = tune_layers(wanted, setting, budget, options.log, begin=begin, told=told)
     show_tuned(tuned, options.log)
     return 0

@@ -78,6 +78,16 @@ def test_a_process_is_replaced_after_many_uses(monkeypatch: pytest.MonkeyPatch) 
     assert len(set(pids[:3])) == len(set(pids[3:])) == 1 and pids[0] != pids[3]
 
 
+@pytest.mark.parametrize("fragile", [False, True])
+def test_a_fragile_process_is_replaced_after_an_exception(fragile: bool) -> None:
+    pool = WorkerPool([(abs, (1,))], fragile=fragile)
+    before = pool.submit(os.getpid, timeout_s=60).result()
+    with pytest.raises(WorkerError):
+        pool.submit(int, "x", timeout_s=60).result()
+    assert (pool.submit(os.getpid, timeout_s=60).result() != before) == fragile
+    pool.close()
+
+
 def test_workers_die_with_a_killed_tuner(tmp_path: Path) -> None:
     code = f"""
 import os, time
