@@ -103,6 +103,13 @@ def test_bad_input_is_one_line(
     assert complaint in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_log_that_cannot_be_written_is_refused_before_the_work(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", str(model), "--log", str(model)]) == 8
+    assert "cannot write a log here" in capsys.readouterr().err
+
+
 def tally(*records: Any) -> Tally:
     layer = small_layers()[0]
     return Tally(layer, layer.rows, list(records))
