@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,15 @@ def write_list() -> None:
     print(f"{FILE}: {len(rows)} layers")
 
 
-def layers(networks: Sequence[str], batches: Iterable[int], sparsities: Sequence[float], seed: int = 0) -> list[Any]:
+def layers(patterns: Sequence[str], batches: Iterable[int], sparsities: Sequence[float], seed: int = 0) -> list[Any]:
     """Layers to tune, drawn at every sparsity; those that the networks keep dense once a batch."""
     from tvm_sparse.tuning.layers import distinct
 
-    rows = [row for row in json.loads(FILE.read_text(encoding="utf-8")) if row["network"] in networks or not networks]
+    rows = [
+        row
+        for row in json.loads(FILE.read_text(encoding="utf-8"))
+        if any(fnmatchcase(f"{row['network']}:{row['layer']}", pattern) for pattern in patterns)
+    ]
     return distinct(
         layer
         for batch in batches
@@ -74,14 +79,13 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="write the list of layers")
     tune = commands.add_parser("tune", help="tune the layers of the list")
-    tune.add_argument("--networks", nargs="*", default=[], help="by default all")
+    tune.add_argument("--only", nargs="+", default=["*"], metavar="NETWORK:LAYER", help="patterns; by default all")
     tune.add_argument("--target", choices=("llvm", "cuda"), default="llvm")
     tune.add_argument("--threads", type=int, help="CPU threads")
     tune.add_argument("--batch", type=int, nargs="+", default=[1])
     tune.add_argument("--sparsity", type=float, nargs="+", default=[0.9])
     tune.add_argument("--minutes", type=float, help="stop after so long")
     tune.add_argument("--trials-per-layer", type=int, help="stop after so many trials of each layer")
-    tune.add_argument("--layers", type=int, help="only the first so many distinct layers")
     tune.add_argument("--search", choices=("guided", "random"), default="guided")
     tune.add_argument("--log", type=Path, required=True)
     options = parser.parse_args()
@@ -94,11 +98,11 @@ def main() -> int:
     from tvm_sparse.tuning.trials import Budget
     from tvm_sparse.tuning.tuner import tune as tune_layers
 
-    wanted = layers(options.networks, options.batch, options.sparsity)[: options.layers]
+    wanted = layers(options.only, options.batch, options.sparsity)
     setting = replace(setting_for(options.target, threads=options.threads), strategy=options.search, batch=ROUND)
     seconds = None if options.minutes is None else 60 * options.minutes
     budget = Budget(per_layer=options.trials_per_layer, seconds=seconds)
-    with tuning_progress(options.trials_per_layer) as (begin, told):
+    with tuning_progress(options.trials_per_layer, options.minutes) as (begin, told):
         tuned = tune_layers(wanted, setting, budget, options.log, begin=begin, told=told)
     show_tuned(tuned, options.log)
     return 0

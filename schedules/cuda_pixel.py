@@ -15,6 +15,8 @@ that share every column: each load then feeds `vector` multiply-adds.
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
 from tvm import s_tir, tirx
 from tvm.target import Target
 
@@ -26,6 +28,7 @@ from tvm_sparse.schedules import cuda_tiles as tiles
 from tvm_sparse.schedules.base import Knobs, Template
 from tvm_sparse.schedules.primitives import bind_row_length, branch_copies, declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
+from tvm_sparse.schedules.row_order import store_in_order
 from tvm_sparse.workload import ConvWorkload
 
 
@@ -50,6 +53,9 @@ class CudaPixel(Template):
 
     def row_block_multiple(self, knobs: Knobs) -> int:
         return int(knobs["warps"]) * int(knobs["blocks_per_warp"])
+
+    def row_order(self, workload: ConvWorkload, weight: NDArray, knobs: Knobs) -> NDArray[np.int32] | None:
+        return tiles.row_order(workload, weight, knobs)
 
     def shared_bytes(self, tiling: WarpTiling, knobs: Knobs, entries: int) -> int:
         """Shared memory of a block whose row blocks have up to so many entries a chunk."""
@@ -76,4 +82,4 @@ class CudaPixel(Template):
         stages.copy_ahead(sch, chunk)
         for loop in own:
             sch.unroll(loop)
-        return branch_copies(keep_own_lane(bind_row_length(sch.mod["main"]), "part_local"))
+        return store_in_order(branch_copies(keep_own_lane(bind_row_length(sch.mod["main"]), "part_local")))

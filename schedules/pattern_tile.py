@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 from tvm_sparse.compute.pattern_conv import DTYPE_BYTES, PatternTiling, reads_own_pixel
 from tvm_sparse.workload import ConvWorkload
@@ -13,12 +12,8 @@ WARP = 32
 PROCESSORS, WARPS_AT_A_TIME = 132, 4
 IMAGES = (1, 2, 4, 8)
 KERNELS = (1, 2, 3, 4, 6, 8)
-#: Narrower tiles copy short pieces of rows.
-LEAST_COLUMNS = 28
 #: Code that a multiprocessor's instruction cache holds.
 CACHED_CODE_BYTES = 100 * 1024
-#: What copying an input element costs, and a block, in pixels of a thread.
-COPY_COST, BLOCK_COST = 0.1, 16
 #: Sums of a thread, and how many leave registers for more than one block a multiprocessor.
 MOST_SUMS, FEW_SUMS = 128, 64
 #: Instructions of a copy and of an output; what a multiprocessor gets from L2 of data, and of code it runs once.
@@ -115,23 +110,24 @@ def fill(workload: ConvWorkload, rows: int, most_threads: int) -> int:
 
 
 def best_tile(workload: ConvWorkload, threads: int, limit_bytes: int) -> tuple[int, int, int]:
-    """(images, rows, cols) of a staged tile: few idle lanes, a small halo, at most so many threads.
+    """(images, rows, cols) of a staged tile: whole rows, as many as there are threads, of one image if that has enough.
 
     `limit_bytes` is what the tile of one channel may take; a single pixel is the answer if none fits.
     """
-    best, least = (1, 1, 1), float("inf")
-    for images, rows, cols in _tiles(workload, threads):
-        tiling = PatternTiling(workload, images, rows, cols, 1, 1)
-        if shared_bytes(tiling, 1) > limit_bytes:
-            continue
-        warps = -(-tiling.pixels // WARP)
-        if warps > WARPS_AT_A_TIME:
-            warps = -(-warps // WARPS_AT_A_TIME) * WARPS_AT_A_TIME
-        tiles = tiling.grid[0] * tiling.grid[1] * tiling.grid[2]
-        cost = tiles * (warps * WARP + COPY_COST * tiling.input_elements + BLOCK_COST)
-        if cost < least:
-            best, least = (images, rows, cols), cost
-    return best
+    cols = min(workload.q, threads)
+    rows = min(workload.p, threads // cols)
+    rows = -(-workload.p // -(-workload.p // rows))
+    images = max(images for images in IMAGES if images == 1 or images <= min(workload.n, threads // (rows * cols)))
+    while (
+        max(images, rows, cols) > 1 and shared_bytes(PatternTiling(workload, images, rows, cols, 1, 1), 1) > limit_bytes
+    ):
+        if images > 1:
+            images //= 2
+        elif rows > 1:
+            rows = -(-rows // 2)
+        else:
+            cols = -(-cols // 2)
+    return images, rows, cols
 
 
 def channels_within(workload: ConvWorkload, tile: tuple[int, int, int], stages: int, budget_bytes: int) -> int:
@@ -142,12 +138,8 @@ def channels_within(workload: ConvWorkload, tile: tuple[int, int, int], stages: 
             fitting.append(channels)
     most = max(fitting, default=1)
     even = [channels for channels in fitting if workload.c_per_group % channels == 0]
-    return max(even) if even and 2 * max(even) > most else -(-workload.c_per_group // -(-workload.c_per_group // most))
-
-
-def _tiles(workload: ConvWorkload, threads: int) -> Iterator[tuple[int, int, int]]:
-    for images in (images for images in IMAGES if images <= workload.n):
-        for rows in tile_widths(workload.p):
-            for cols in (cols for cols in tile_widths(workload.q) if cols >= min(workload.q, LEAST_COLUMNS)):
-                if images * rows * cols <= threads:
-                    yield images, rows, cols
+    if even and 2 * max(even) > most:
+        return max(even)
+    # The layout of a tile is not smaller for fewer channels everywhere.
+    balanced = -(-workload.c_per_group // -(-workload.c_per_group // most))
+    return balanced if balanced in fitting else max(even, default=most)

@@ -67,7 +67,7 @@ def command(
     from tvm_sparse.cli.tune_progress import tuning_progress
     from tvm_sparse.tuning.tuner import total_gain
 
-    with tuning_progress(trials_per_layer) as (begin, progress):
+    with tuning_progress(trials_per_layer, time_budget) as (begin, progress):
         tuned = tvm_sparse.tune(
             models,
             log=log,

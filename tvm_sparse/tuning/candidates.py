@@ -73,11 +73,13 @@ def ready_to_build(cuda: bool) -> None:
 
 def ready_to_run(place: Place) -> None:
     """Set a fresh process up for measuring, there."""
-    from tvm_sparse.tvm_support import import_tvm
+    from tvm_sparse.tvm_support import enable_cuda, import_tvm
 
     global _place
     _place = place
     tvm = import_tvm()
+    if place.kind == "cuda" and place.tracker is None:
+        enable_cuda()
     if place.tracker is None and place.threads is not None:
         cpus = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
         share_all = -3  # ThreadGroup::kSpecifyThreadShareAllCore: none pinned

@@ -7,6 +7,7 @@ database is our log has the same reason: MetaSchedule's finds records by the fun
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
@@ -115,10 +116,9 @@ class Line:
             self._close(trial, done, result)
 
     def _close(self, trial: Trial, done: Future[Result], result: Result) -> None:
-        try:
+        with contextlib.suppress(Exception):  # the book keeps it as its fault, which ends the session
             self.book.close(trial, result)
-        finally:
-            done.set_result(result)
+        done.set_result(result)
 
 
 def _outcome_or_end(future: Future[Any], failed: str, done: Future[Result]) -> Any:

@@ -23,7 +23,7 @@ from tvm_sparse.tuning.layers import Layer
 from tvm_sparse.tuning.log_files import LogWriter
 from tvm_sparse.tuning.records import Record, Rows, Site, density_class
 from tvm_sparse.tuning.search import Proposal
-from tvm_sparse.tuning.selection import best, deduplicated
+from tvm_sparse.tuning.selection import best
 from tvm_sparse.tuning.space import Point
 
 PACKAGES = ("tvm-sparse", "apache-tvm", "apache-tvm-ffi")
@@ -75,6 +75,11 @@ class Tally:
     granted: int = 0
 
     @property
+    def trials(self) -> int:
+        """Points that were tried; some have several records."""
+        return len({record.point for record in self.records})
+
+    @property
     def best_us(self) -> float:
         return min((record.time_us for record in self.records if record.ok and record.time_us), default=math.inf)
 
@@ -110,11 +115,12 @@ class TrialBook:
         self.trials: dict[int, Trial] = {}
         self.fault: BaseException | None = None
         own = {(tally.layer.workload, density_class(tally.layer.density)): tally for tally in self.tallies.values()}
-        for record in deduplicated(self.history):
+        for record in self.history:
             tally = own.get((record.workload, density_class(record.density)))
             if tally is not None:
                 tally.records.append(record)
-                tally.granted += 1
+        for tally in own.values():
+            tally.granted = tally.trials
 
     @property
     def stopped(self) -> bool:
@@ -175,10 +181,10 @@ class TrialBook:
                 self._writer.append(record)
                 self.history.append(record)
                 self.tallies[layer].records.append(record)
+            self._told(self.tallies[layer])
         except BaseException as error:  # the session ends with it; MetaSchedule would hide it
             self.fault = self.fault or error
             raise
-        self._told(self.tallies[layer])
 
     def _record(self, layer: Layer, proposal: Proposal, kind: str, result: Result) -> Record:
         record = Record(

@@ -20,7 +20,7 @@ from tvm_sparse.tuning.candidates import Place, ready_to_build, ready_to_run
 from tvm_sparse.tuning.cost_model import CostModel, Subject
 from tvm_sparse.tuning.fleet import ATTEMPTS, count_servers
 from tvm_sparse.tuning.layers import Layer
-from tvm_sparse.tuning.log_files import LogWriter, read_log
+from tvm_sparse.tuning.log_files import LogWriter, make_log, read_log
 from tvm_sparse.tuning.records import Knobs, Record, Site, density_class
 from tvm_sparse.tuning.search import LayerSearch
 from tvm_sparse.tuning.selection import best, deduplicated
@@ -102,7 +102,7 @@ def tune(
         raise InputError(f"unknown search {setting.strategy!r}: choose one of {', '.join(STRATEGIES)}")
     if not layers:
         raise InputError("no layer to tune: none of the convolutions has a filter and a shape that a template can run")
-    Path(log).mkdir(parents=True, exist_ok=True)
+    make_log(log)
     known = read_log(log)
     for problem in known.problems:
         warn(problem)
@@ -126,7 +126,7 @@ def summary(tally: Tally) -> TunedLayer:
         workload=str(tally.layer.workload),
         density=tally.layer.density,
         count=tally.layer.count,
-        trials=len({record.point for record in tally.records}),
+        trials=tally.trials,
         failed=dict(Counter(record.outcome for record in deduplicated(tally.records) if not record.ok)),
         default_us=default.time_us if default else None,
         dense_us=dense.time_us if dense else None,
@@ -205,7 +205,7 @@ def _workers(setting: Setting) -> Iterator[tuple[WorkerPool, WorkerPool]]:
         places = [place] * count_servers(setting.tracker)
     count = setting.builders or len(os.sched_getaffinity(0))
     builders = WorkerPool([(ready_to_build, (cuda,))] * count)
-    runners = WorkerPool([(ready_to_run, (place,)) for place in places])
+    runners = WorkerPool([(ready_to_run, (place,)) for place in places], fragile=True)
     try:
         builders.start()
         runners.start()

@@ -110,9 +110,13 @@ class Worker:
 
 
 class WorkerPool:
-    """Several workers that take calls in turn; every one has its own setup."""
+    """Several workers that take calls in turn; every one has its own setup.
 
-    def __init__(self, setups: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> None:
+    `fragile` replaces a process also after a call that raised: an illegal access to memory spoils a GPU's context.
+    """
+
+    def __init__(self, setups: list[tuple[Callable[..., Any], tuple[Any, ...]]], *, fragile: bool = False) -> None:
+        self._fragile = fragile
         self._workers = [Worker(setup) for setup in setups]
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._workers:
@@ -163,6 +167,8 @@ class WorkerPool:
                         raise WorkerCrash("the pool is closed")
                     return worker.call(function, *arguments, timeout_s=timeout_s)
                 except (WorkerCrash, WorkerError):
+                    if self._fragile:
+                        worker.kill()
                     if self._closed or attempts < 1:
                         raise
         finally:
