@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.gpu_layers import tables as gpu_tables
 from benchmarks.gpu_layers.figures import FIGURES as GPU_FIGURES
 from benchmarks.gpu_layers.report import Report
+from benchmarks.gpu_layers.steps import BLOCKS as GPU_STEPS
 from benchmarks.records import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,6 +111,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cpu-networks": cpu_networks,
     "demo": demo,
     "gpu-figures": gpu_figures,
+    **GPU_STEPS,
     **{name: partial(_of_gpu_report, block) for name, block in gpu_tables.BLOCKS.items()},
 }
 

@@ -91,7 +91,7 @@ def replay(group: Sequence[Record], others: Sequence[Record], search: str, seed:
     model = None if search == "random" else CostModel(seed=seed)
     neighbours = others if search == "guided+transfer" else ()
     subject = Subject(first.workload, first.density, first.rows)
-    found = LayerSearch(subject, TableSpace(group), model, neighbours=neighbours, seed=seed)
+    found = LayerSearch(subject, TableSpace(group), model, neighbours=lambda: neighbours, seed=seed)
     if search == "random":  # the plain order of a table, without the defaults first
         found.skip_starts()
     tried: list[Record] = []

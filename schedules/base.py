@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 from tvm.target import Target
@@ -87,6 +88,10 @@ class Template(ABC):
         """In which a row's nonzeros in a chunk are summed."""
         return "float32"
 
+    def row_order(self, workload: ConvWorkload, weight: NDArray, knobs: Knobs) -> NDArray[np.int32] | None:
+        """The order, (k,), in which the rows of this filter should stand; None to leave them."""
+        return None
+
     @abstractmethod
     def schedule(self, conv: DirectConv, tiling: Any, knobs: Knobs, target: Target) -> tirx.PrimFunc:
         """Map the expression, over a tiling of this template, to the machine."""
@@ -113,10 +118,12 @@ class Template(ABC):
     def _kernel(self, workload: ConvWorkload, weight: NDArray, target: Target, chosen: dict[str, int | str]) -> Kernel:
         tiling = self.tiling(workload, chosen)
         pad_to = int(chosen.get("pad_to", 1))
-        stream = make_format(weight, str(chosen["format"])).stream(tiling.channels, pad_to)
+        order = self.row_order(workload, weight, chosen)
+        rows = weight if order is None else weight[order]
+        stream = make_format(rows, str(chosen["format"])).stream(tiling.channels, pad_to)
         together = self.row_block_multiple(chosen)
         packed = pack_filter(stream, tiling, pad_to, together)
-        constants = stage_filter(packed, together) if self.stages_filter else packed
+        constants = stage_filter(packed, together, order) if self.stages_filter else packed
         conv = direct_conv2d(tiling, constants, self.chunk_dtype(chosen))
         func = self.schedule(conv, tiling, chosen, target)
         return self.finished(workload, chosen, func, constants)

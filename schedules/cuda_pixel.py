@@ -20,6 +20,8 @@ Of 16-bit elements a lane loads a word with a pair of pixels (compute/pair_tilin
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
 from tvm import s_tir, tirx
 from tvm.target import Target
 
@@ -33,6 +35,7 @@ from tvm_sparse.schedules.base import Knobs, Template
 from tvm_sparse.schedules.pairs import use_pairs
 from tvm_sparse.schedules.primitives import bind_row_length, branch_copies, declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
+from tvm_sparse.schedules.row_order import store_in_order
 from tvm_sparse.workload import ConvWorkload
 
 
@@ -61,6 +64,9 @@ class CudaPixel(Template):
 
     def row_block_multiple(self, knobs: Knobs) -> int:
         return int(knobs["warps"]) * int(knobs["blocks_per_warp"])
+
+    def row_order(self, workload: ConvWorkload, weight: NDArray, knobs: Knobs) -> NDArray[np.int32] | None:
+        return tiles.row_order(workload, weight, knobs)
 
     def shared_bytes(self, tiling: WarpTiling | PairTiling, knobs: Knobs, entries: int) -> int:
         """Shared memory of a block whose row blocks have up to so many entries a chunk."""
@@ -91,4 +97,5 @@ class CudaPixel(Template):
         for loop in own:
             sch.unroll(loop)
         func = use_pairs(bind_row_length(sch.mod["main"]))
-        return branch_copies(keep_own_lane(func, "part_local", dim=1 - len(tiling.pixel_shape)))
+        func = branch_copies(keep_own_lane(func, "part_local", dim=1 - len(tiling.pixel_shape)))
+        return store_in_order(func)

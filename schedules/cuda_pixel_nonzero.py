@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tvm import s_tir, tirx
 from tvm.target import Target
 
@@ -23,6 +25,7 @@ from tvm_sparse.schedules import cuda_tiles as tiles
 from tvm_sparse.schedules.base import Knobs, Template
 from tvm_sparse.schedules.primitives import bind_row_length, branch_copies, declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
+from tvm_sparse.schedules.row_order import store_in_order
 from tvm_sparse.workload import ConvWorkload
 
 #: Bytes of a partial sum, float32.
@@ -59,6 +62,9 @@ class CudaPixelNonzero(Template):
     def row_block_multiple(self, knobs: Knobs) -> int:
         return int(knobs["warps"]) * int(knobs["blocks_per_warp"])
 
+    def row_order(self, workload: ConvWorkload, weight: NDArray, knobs: Knobs) -> NDArray[np.int32] | None:
+        return tiles.row_order(workload, weight, knobs)
+
     def shared_bytes(self, tiling: WarpTiling, knobs: Knobs, entries: int) -> int:
         """Shared memory of a block: what its workers stage and, over warps, their partial sums."""
         if knobs["split_over"] == "blocks":
@@ -78,7 +84,7 @@ class CudaPixelNonzero(Template):
         stages.declare_reads(sch, tiling)
         stored = sch.cache_write(sch.get_sblock("part"), 0, "local")
         (_split_over_warps if over_warps else _split_over_blocks)(sch, stored, tiling, knobs)
-        return branch_copies(keep_own_lane(bind_row_length(sch.mod["main"]), "part_local"))
+        return store_in_order(branch_copies(keep_own_lane(bind_row_length(sch.mod["main"]), "part_local")))
 
 
 def _sums(knobs: Knobs) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
 from tvm.target import Target
 
 from tvm_sparse.compute.packed_filter import SEGMENT_MULTIPLE
@@ -12,6 +14,7 @@ from tvm_sparse.compute.warp_tiling import ELEMENT_BYTES, WARP, Extents, WarpTil
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules.base import Knobs
 from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
+from tvm_sparse.schedules.row_order import balanced_order
 from tvm_sparse.workload import ConvWorkload
 
 #: Sums a thread may keep in registers, and products the loop over nonzeros is unrolled to: more compile for minutes.
@@ -118,6 +121,14 @@ def lane_shapes(workload: ConvWorkload) -> tuple[Extents, ...]:
         and (rows == 1 or rows < 2 * workload.p)
         and (images * rows == WARP or WARP // images // rows < 2 * workload.q or images * rows == 1)
     )
+
+
+def row_order(workload: ConvWorkload, weight: NDArray, knobs: Knobs) -> NDArray[np.int32] | None:
+    """The order of rows that gives warps and blocks alike many nonzeros, if the filter's own does not."""
+    if workload.groups > 1 or vector_of(knobs) > 1:
+        return None
+    nnz = np.count_nonzero(weight.reshape(len(weight), -1), axis=1)
+    return balanced_order(nnz, int(knobs["blocks_per_warp"]), int(knobs["warps"]))
 
 
 def vector_of(knobs: Knobs) -> int:

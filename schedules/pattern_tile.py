@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 from tvm_sparse.compute.pattern_conv import DTYPE_BYTES, PatternTiling, reads_own_pixel
 from tvm_sparse.workload import ConvWorkload
@@ -12,8 +11,9 @@ WARP = 32
 #: Multiprocessors of a large GPU, and warps that one starts at a time: a block of a multiple of them loses none.
 PROCESSORS, WARPS_AT_A_TIME = 132, 4
 IMAGES = (1, 2, 4, 8)
-#: What copying an input element costs, and a block, in pixels of a thread.
-COPY_COST, BLOCK_COST = 0.1, 16
+KERNELS = (1, 2, 3, 4, 6, 8)
+#: Code that a multiprocessor's instruction cache holds.
+CACHED_CODE_BYTES = 100 * 1024
 #: Sums of a thread, and how many leave registers for more than one block a multiprocessor.
 MOST_SUMS, FEW_SUMS = 128, 64
 #: Instructions of a copy and of an output; what a multiprocessor gets from L2 of data, and of code it runs once.
@@ -44,10 +44,10 @@ def row_groups(workload: ConvWorkload) -> tuple[int, ...]:
     each multiprocessor fetches the code of one group only.
     """
     counts = [count for count in range(1, PROCESSORS + 1) if PROCESSORS % count == 0]
-    sizes = {-(-workload.k_per_group // count) for count in counts}
+    sizes = {-(-workload.k_per_group // count) for count in counts} | {16, 32, 64}
     if workload.groups > 1:
         sizes = {size for size in sizes if workload.k_per_group % size == 0}
-    return tuple(sorted(size for size in sizes if size <= MOST_SUMS))
+    return tuple(sorted(size for size in sizes if size <= min(MOST_SUMS, workload.k_per_group)))
 
 
 def best_rows(workload: ConvWorkload, density: float, tile: tuple[int, int, int], staged: bool) -> int:
@@ -72,9 +72,35 @@ def best_rows(workload: ConvWorkload, density: float, tile: tuple[int, int, int]
     return min((rows for rows in row_groups(workload) if rows <= FEW_SUMS), key=clocks)
 
 
-def shared_groups(workload: ConvWorkload, rows: int) -> bool:
-    """Whether multiprocessors would run the code of several row groups if the groups of a tile stood together."""
-    return PROCESSORS % -(-workload.k // rows) != 0
+def most_rows(workload: ConvWorkload, code_bytes: float) -> int:
+    """The row group that is fastest where there are blocks enough for every multiprocessor.
+
+    As many output channels as registers allow while the code fits the instruction cache, half as many beyond.
+    """
+    most = FEW_SUMS if code_bytes <= CACHED_CODE_BYTES else FEW_SUMS // 2
+    return max(size for size in row_groups(workload) if size <= most)
+
+
+def rows_of_parts(workload: ConvWorkload, rows: int, row_nonzeros: float, most_nonzeros: int) -> int:
+    """`rows`, or fewer output channels a group, for a layer of several kernels of so many nonzeros at most.
+
+    A kernel takes as long as its blocks take to fetch the code of a group, however few groups it has.
+    """
+    sizes = [size for size in row_groups(workload) if size <= FEW_SUMS // 4] or row_groups(workload)[:1]
+    return min(rows, max((size for size in sizes if size * row_nonzeros <= most_nonzeros), default=sizes[0]))
+
+
+def kernels_within(workload: ConvWorkload, rows: int, row_nonzeros: float, most_nonzeros: int) -> int:
+    """The fewest kernels of so many nonzeros at most, as far as there are row groups for them."""
+    groups = -(-workload.k // rows)
+    able = [kernels for kernels in KERNELS if kernels <= groups]
+    within = (kernels for kernels in able if -(-groups // kernels) * rows * row_nonzeros <= most_nonzeros)
+    return next(within, able[-1])
+
+
+def resident_blocks(rows: int, staged: bool) -> int:
+    """Blocks a multiprocessor that the compiler should leave registers for."""
+    return 3 if staged else 2 if rows > FEW_SUMS // 2 else 4
 
 
 def fill(workload: ConvWorkload, rows: int, most_threads: int) -> int:
@@ -84,23 +110,24 @@ def fill(workload: ConvWorkload, rows: int, most_threads: int) -> int:
 
 
 def best_tile(workload: ConvWorkload, threads: int, limit_bytes: int) -> tuple[int, int, int]:
-    """(images, rows, cols) of a staged tile: few idle lanes, a small halo, at most so many threads.
+    """(images, rows, cols) of a staged tile: whole rows, as many as there are threads, of one image if that has enough.
 
     `limit_bytes` is what the tile of one channel may take; a single pixel is the answer if none fits.
     """
-    best, least = (1, 1, 1), float("inf")
-    for images, rows, cols in _tiles(workload, threads):
-        tiling = PatternTiling(workload, images, rows, cols, 1, 1)
-        if shared_bytes(tiling, 1) > limit_bytes:
-            continue
-        warps = -(-tiling.pixels // WARP)
-        if warps > WARPS_AT_A_TIME:
-            warps = -(-warps // WARPS_AT_A_TIME) * WARPS_AT_A_TIME
-        tiles = tiling.grid[0] * tiling.grid[1] * tiling.grid[2]
-        cost = tiles * (warps * WARP + COPY_COST * tiling.input_elements + BLOCK_COST)
-        if cost < least:
-            best, least = (images, rows, cols), cost
-    return best
+    cols = min(workload.q, threads)
+    rows = min(workload.p, threads // cols)
+    rows = -(-workload.p // -(-workload.p // rows))
+    images = max(images for images in IMAGES if images == 1 or images <= min(workload.n, threads // (rows * cols)))
+    while (
+        max(images, rows, cols) > 1 and shared_bytes(PatternTiling(workload, images, rows, cols, 1, 1), 1) > limit_bytes
+    ):
+        if images > 1:
+            images //= 2
+        elif rows > 1:
+            rows = -(-rows // 2)
+        else:
+            cols = -(-cols // 2)
+    return images, rows, cols
 
 
 def channels_within(workload: ConvWorkload, tile: tuple[int, int, int], stages: int, budget_bytes: int) -> int:
@@ -111,12 +138,8 @@ def channels_within(workload: ConvWorkload, tile: tuple[int, int, int], stages: 
             fitting.append(channels)
     most = max(fitting, default=1)
     even = [channels for channels in fitting if workload.c_per_group % channels == 0]
-    return max(even) if even and 2 * max(even) > most else -(-workload.c_per_group // -(-workload.c_per_group // most))
-
-
-def _tiles(workload: ConvWorkload, threads: int) -> Iterator[tuple[int, int, int]]:
-    for images in (images for images in IMAGES if images <= workload.n):
-        for rows in tile_widths(workload.p):
-            for cols in tile_widths(workload.q):
-                if images * rows * cols <= threads:
-                    yield images, rows, cols
+    if even and 2 * max(even) > most:
+        return max(even)
+    # The layout of a tile is not smaller for fewer channels everywhere.
+    balanced = -(-workload.c_per_group // -(-workload.c_per_group // most))
+    return balanced if balanced in fitting else max(even, default=most)

@@ -211,10 +211,12 @@ def tune(
     """
     from tvm_sparse.tuning.devices import setting_for
     from tvm_sparse.tuning.fleet import tracker_of
+    from tvm_sparse.tuning.log_files import make_log
     from tvm_sparse.tuning.trials import Budget
     from tvm_sparse.tuning.tuner import tune as tune_layers
 
     tracker = tracker_of(rpc_tracker, rpc_key)
+    make_log(log)
     setting = setting_for(target, arch=arch, mcpu=mcpu, threads=threads, tracker=tracker)
     setting = replace(setting, builders=builders, strategy=search, seed=seed)
     from tvm_sparse.network.importer import import_model

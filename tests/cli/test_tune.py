@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.cli.conftest import Calls
 from tests.tuning.making import RECORD, record
 from tests.tuning.small_session import small_layers
 from tvm_sparse.cli import main
-from tvm_sparse.cli.tune_progress import describe, tuning_progress
+from tvm_sparse.cli.tune_progress import MOST_BARS, describe, tuning_progress
 from tvm_sparse.tuning import devices
 from tvm_sparse.tuning.trials import Tally
 from tvm_sparse.tuning.tuner import TunedLayer
@@ -102,6 +103,13 @@ def test_bad_input_is_one_line(
     assert complaint in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_log_that_cannot_be_written_is_refused_before_the_work(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", str(model), "--log", str(model)]) == 8
+    assert "cannot write a log here" in capsys.readouterr().err
+
+
 def tally(*records: Any) -> Tally:
     layer = small_layers()[0]
     return Tally(layer, layer.rows, list(records))
@@ -127,8 +135,26 @@ def test_a_bar_a_layer_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     state = tally(RECORD)
-    with tuning_progress(64) as (begin, told):
+    with tuning_progress(64, 2.0) as (begin, told):
         begin([state])
-        state.records.append(record(time_us=30.0))
+        state.records.append(record(time_us=30.0, knobs={"rows": 9}))
         told(state)
-    assert re.search(r"three .*2/64.*best 30 µs", capsys.readouterr().err)
+    printed = capsys.readouterr().err
+    assert re.search(r"three .*2/64.*best 30 µs", printed) and re.search(r"time, s .*0/120", printed)
+
+
+def test_of_many_layers_the_latest_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    states = [tally(RECORD) for _ in range(MOST_BARS + 6)]
+    for number, state in enumerate(states):
+        state.layer = replace(state.layer, name=f"layer{number}")
+    with tuning_progress(64) as (begin, told):
+        begin(states)
+        for state in states:
+            told(state)
+    last = capsys.readouterr().err.rpartition("layer6 ")[2]
+    assert "layer29 " in last and "layer5 " not in last

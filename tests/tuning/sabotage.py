@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -54,3 +55,7 @@ def pretend(files: str, folder: str, *arguments: Any) -> candidates.Timing:
     assert b"\x50\xed\x55\xba" in library, "no fat binary"  # its magic number
     assert (Path(folder) / "expected.npy").exists()
     return candidates.Timing((float(stored + 1),) * 3, 1e-7, "graph")
+
+
+def fill_disk(*arguments: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -13,7 +13,7 @@ import pytest
 from tests.tuning.making import RECORD, record
 from tvm_sparse.errors import InputError, OutputError
 from tvm_sparse.tuning import log_files
-from tvm_sparse.tuning.log_files import LogWriter, read_log, rewrite
+from tvm_sparse.tuning.log_files import LogWriter, make_log, read_log, rewrite
 from tvm_sparse.tuning.records import to_line
 
 LINE = f"{to_line(RECORD)}\n".encode()
@@ -90,6 +90,14 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "llvm-avx512").write_text("a file")
     with pytest.raises(OutputError, match="cannot write"):
         LogWriter(tmp_path).append(RECORD)
+
+
+def test_a_place_that_can_hold_no_log(tmp_path: Path) -> None:
+    make_log(tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        with pytest.raises(OutputError, match="cannot write a log here"):
+            make_log(tmp_path / place)
 
 
 def test_two_tuners_write_to_one_log(tmp_path: Path) -> None:

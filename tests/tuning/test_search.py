@@ -60,7 +60,7 @@ def test_defaults_come_first_then_neighbours_and_nothing_twice() -> None:
     one = space()
     winner = Point.of("cpu_vector", {**one.untuned("sparse").knobs, "rows": 16, "cols": 16, "channels": 8})
     smaller = ConvWorkload(1, 32, 14, 14, 32, 3, 3, padding=(1, 1, 1, 1))
-    search = LayerSearch(SUBJECT, one, CostModel(), neighbours=[measured(winner, smaller, time_us=1.0)], seed=1)
+    search = LayerSearch(SUBJECT, one, CostModel(), neighbours=lambda: [measured(winner, smaller, time_us=1.0)], seed=1)
     proposals = list(itertools.islice(search.proposals(), 200))
     assert len({proposal.point for proposal in proposals}) == 200
     assert proposals[0].point == one.untuned("sparse") and proposals[0].source == "default"
@@ -84,7 +84,7 @@ def test_guided_search_needs_far_fewer_trials_than_random() -> None:
         counts["random"].append(trials_to_within(LayerSearch(SUBJECT, space(), None, seed=seed), None, goal_us, []))
         for name, records in (("guided", []), ("transfer", known)):
             model = CostModel(seed=seed)
-            search = LayerSearch(SUBJECT, space(), model, neighbours=records, seed=seed)
+            search = LayerSearch(SUBJECT, space(), model, neighbours=lambda r=records: r, seed=seed)
             counts[name].append(trials_to_within(search, model, goal_us, records))
     means = {name: float(np.exp(np.mean(np.log(numbers)))) for name, numbers in counts.items()}
     assert means["random"] > 3 * means["guided"] and means["guided"] <= 128

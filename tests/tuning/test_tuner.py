@@ -92,6 +92,13 @@ def test_a_full_disk_ends_the_session_and_keeps_the_log(tmp_path: Path, monkeypa
     assert read_log(tmp_path).records == written and len(written) == 3
 
 
+def test_a_full_temporary_folder_is_no_fault_of_the_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "measure", sabotage.fill_disk)
+    with pytest.raises(OutputError, match="TMPDIR"):
+        small_session(tmp_path, 10)
+    assert read_log(tmp_path).records == []
+
+
 def test_random_search_and_a_time_budget(tmp_path: Path) -> None:
     from tvm_sparse.tuning.devices import setting_for
     from tvm_sparse.tuning.tuner import tune

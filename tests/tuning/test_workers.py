@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tvm_sparse.tuning.candidates import ready_to_build
 from tvm_sparse.tuning.workers import WorkerCrash, WorkerError, WorkerPool
 
 MOST_START_S = 3.0
@@ -77,10 +78,21 @@ def test_a_process_is_replaced_after_many_uses(monkeypatch: pytest.MonkeyPatch) 
     assert len(set(pids[:3])) == len(set(pids[3:])) == 1 and pids[0] != pids[3]
 
 
+@pytest.mark.parametrize("fragile", [False, True])
+def test_a_fragile_process_is_replaced_after_an_exception(fragile: bool) -> None:
+    pool = WorkerPool([(abs, (1,))], fragile=fragile)
+    before = pool.submit(os.getpid, timeout_s=60).result()
+    with pytest.raises(WorkerError):
+        pool.submit(int, "x", timeout_s=60).result()
+    assert (pool.submit(os.getpid, timeout_s=60).result() != before) == fragile
+    pool.close()
+
+
 def test_workers_die_with_a_killed_tuner(tmp_path: Path) -> None:
     code = f"""
 import os, time
 from pathlib import Path
+from tvm_sparse.tuning.candidates import ready_to_build
 from tvm_sparse.tuning.workers import WorkerPool
 pool = WorkerPool([(abs, (1,))])
 pid = pool.submit(os.getpid, timeout_s=60).result()
@@ -109,3 +121,13 @@ def _runs(pid: int) -> bool:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except FileNotFoundError:
         return False
+
+
+def test_a_worker_starts_within_three_seconds() -> None:
+    """TVM's import included; the best of three, for the machine may be busy."""
+    seconds = []
+    for _ in range(3):
+        pool = WorkerPool([(ready_to_build, (False,))])
+        seconds.append(pool.start()[0].result())
+        pool.close()
+    assert min(seconds) < MOST_START_S

@@ -67,7 +67,7 @@ def command(
     from tvm_sparse.cli.tune_progress import tuning_progress
     from tvm_sparse.tuning.tuner import total_gain
 
-    with tuning_progress(trials_per_layer) as (begin, progress):
+    with tuning_progress(trials_per_layer, time_budget) as (begin, progress):
         tuned = tvm_sparse.tune(
             models,
             log=log,
@@ -92,18 +92,20 @@ def command(
     if json:
         print(to_json({"layers": tuned, "gain": total_gain(tuned)}))
         return
-    _show(tuned, total_gain(tuned), log)
+    show_tuned(tuned, log)
 
 
-def _show(tuned: list[TunedLayer], gain: float | None, log: Path) -> None:
+def show_tuned(tuned: list[TunedLayer], log: Path) -> None:
+    """Print a line for each layer and what they come to."""
     from tvm_sparse.cli.output import show_pairs, show_table
+    from tvm_sparse.tuning.tuner import total_gain
 
     show_table([_row(layer) for layer in tuned])
     show_pairs(
         {
             "trials": sum(layer.trials for layer in tuned),
             "failed": sum(sum(layer.failed.values()) for layer in tuned),
-            "gain over the defaults, geometric mean": gain,
+            "gain over the defaults, geometric mean": total_gain(tuned),
             "log": str(log),
         }
     )

@@ -16,13 +16,15 @@ Begin = Callable[[Sequence[Any]], None]
 Told = Callable[[Any], None]
 #: Piped: a line for a layer at most so often, in seconds.
 LINE_EVERY_S = 10.0
+#: Bars that fit on a terminal; of more layers those of the latest trials are shown.
+MOST_BARS = 24
 
 
 @contextmanager
-def tuning_progress(planned: int | None) -> Iterator[tuple[Begin, Told]]:
-    """Yield (begin, progress) for tune(); `planned` trials a layer, if that is known."""
+def tuning_progress(planned: int | None, minutes: float | None = None) -> Iterator[tuple[Begin, Told]]:
+    """Yield (begin, progress) for tune(); `planned` trials a layer and `minutes` in all, where they are known."""
     if sys.stderr.isatty():
-        with _bars(planned) as both:
+        with _bars(planned, minutes) as both:
             yield both
         return
     yield _lines()
@@ -46,14 +48,14 @@ def _lines() -> tuple[Begin, Told]:
         now = time.monotonic()
         if now - last.get(tally.layer, -math.inf) >= LINE_EVERY_S:
             last[tally.layer] = now
-            line = f"{tally.layer.name}: {len(tally.records)} trials, {describe(tally)}"
+            line = f"{tally.layer.name}: {tally.trials} trials, {describe(tally)}"
             print(line, file=sys.stderr, flush=True)
 
     return begin, told
 
 
 @contextmanager
-def _bars(planned: int | None) -> Iterator[tuple[Begin, Told]]:
+def _bars(planned: int | None, minutes: float | None) -> Iterator[tuple[Begin, Told]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.progress import TimeRemainingColumn as Remaining
@@ -67,15 +69,28 @@ def _bars(planned: int | None) -> Iterator[tuple[Begin, Told]]:
         Remaining(),
     )
     tasks: dict[Any, Any] = {}
+    shown: dict[Any, None] = {}  # in the order of their latest trials
+    started = time.monotonic()
     with Progress(*columns, console=Console(stderr=True)) as progress:
+        clock = progress.add_task("time, s", total=60 * minutes, state="") if minutes is not None else None
 
         def begin(tallies: Sequence[Tally]) -> None:
             for tally in tallies:
-                done = len(tally.records)
+                done, known = tally.trials, len(tallies) <= MOST_BARS
                 state = describe(tally) if done else "waiting"
-                tasks[tally.layer] = progress.add_task(tally.layer.name, total=planned, completed=done, state=state)
+                name = tally.layer.name
+                tasks[tally.layer] = progress.add_task(name, total=planned, completed=done, state=state, visible=known)
+                shown.update({tally.layer: None} if known else {})
 
         def told(tally: Tally) -> None:
-            progress.update(tasks[tally.layer], completed=len(tally.records), state=describe(tally))
+            shown.pop(tally.layer, None)
+            shown[tally.layer] = None
+            if len(shown) > MOST_BARS:
+                oldest = next(iter(shown))
+                shown.pop(oldest)
+                progress.update(tasks[oldest], visible=False)
+            progress.update(tasks[tally.layer], completed=tally.trials, state=describe(tally), visible=True)
+            if clock is not None:
+                progress.update(clock, completed=time.monotonic() - started)
 
         yield begin, told

@@ -13,7 +13,8 @@ tn, ty, tx count tiles of images, rows and columns; f are the pixel dimensions o
 of f is the pixel of a pair: e counts words and has this dimension behind it.
 The filter is a stream (tvm_sparse.formats.FilterStream): the nonzeros of (chunk, row block) stand at
 starts[chunk, kb] .. + counts[chunk, kb]; a row block is `vector` output channels that share columns, 1 if unstructured.
-A StagedFilter holds the same in segments, each of the row blocks that a block of threads copies together.
+A StagedFilter holds the same in segments, each of the row blocks that a block of threads copies together; its rows may
+be in another order than the output channels, and "out" is then in theirs until schedules.row_order stores it.
 The sum over j runs to the longest row under a predicate, because s_tir cannot schedule around a loop bound that is read
 from memory; schedules.primitives turns it into the true row length after scheduling.
 """
@@ -114,13 +115,16 @@ def direct_conv2d(
     out_shape = (n, workload.k, workload.p, workload.q)
     residual = te.placeholder(out_shape, dtype, name="residual") if epilogue.residual else None
 
+    order = filter_args[3] if isinstance(packed, StagedFilter) and packed.order is not None else None
+
     def output(i: Any, k: Any, p: Any, q: Any) -> Any:
+        channel = order[k] if order is not None else k
         at = (k // vector, k % vector, p // tiling.rows, q // tiling.cols, *tiling.pixel_index(i, p, q))
         y = total[(i // tiling.images, *at)] if tiling.splits > 1 else part[(i // tiling.images, 0, *at)]
         if bias is not None:
-            y = y + bias[k].astype("float32")
+            y = y + bias[channel].astype("float32")
         if residual is not None:
-            y = y + residual[i, k, p, q].astype("float32")
+            y = y + residual[i, channel, p, q].astype("float32")
         return apply_epilogue(y, epilogue).astype(dtype)
 
     out = te.compute(out_shape, output, name="out")
@@ -203,14 +207,15 @@ def _unstaged(packed: PackedFilter) -> tuple[list[te.Tensor], ReadRow]:
 
 def _staged(packed: StagedFilter) -> tuple[list[te.Tensor], ReadRow]:
     """The arguments of a filter in segments."""
-    values, offsets, rows = _arguments(packed, ("values", "offsets", "rows"))
+    arguments = _arguments(packed, ("values", "offsets", "rows", "order")[: len(packed.arrays)])
+    values, offsets, rows = arguments[:3]
 
     def read_row(chunk: Any, kb: Any, v: Any, j: Any) -> tuple[Any, Any, Any]:
         row, segment = rows[chunk, kb], kb // packed.together
         at = _entry(row >> (ROW_START.bit_length() - 1), j, packed.pad_to)
         return row & (ROW_START - 1), values[chunk, segment, at, v], offsets[chunk, segment, at]
 
-    return [values, offsets, rows], read_row
+    return arguments, read_row
 
 
 def _arguments(packed: PackedFilter | StagedFilter, names: tuple[str, ...]) -> list[te.Tensor]:

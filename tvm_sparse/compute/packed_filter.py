@@ -68,11 +68,14 @@ class StagedFilter:
     offsets: NDArray[np.int32]
     rows: NDArray[np.int32]
     pad_to: int
+    #: The output channel of every row, (k,), of a filter whose rows were put into another order.
+    order: NDArray[np.int32] | None = None
 
     @property
     def arrays(self) -> tuple[NDArray, ...]:
         """In the order in which the kernel takes them, behind x."""
-        return self.values, self.offsets, self.rows
+        arrays = (self.values, self.offsets, self.rows)
+        return arrays if self.order is None else (*arrays, self.order)
 
     @property
     def vector(self) -> int:
@@ -130,8 +133,10 @@ def pack_filter(
     )
 
 
-def stage_filter(packed: PackedFilter, together: int) -> StagedFilter:
+def stage_filter(packed: PackedFilter, together: int, order: NDArray[np.int32] | None = None) -> StagedFilter:
     """Lay a packed filter out in segments of `together` row blocks, a divisor of their number.
+
+    `order` says of which output channels the rows are, if they were reordered before packing.
 
     Raises
     ------
@@ -158,4 +163,4 @@ def stage_filter(packed: PackedFilter, together: int) -> StagedFilter:
     taken = run_positions(packed.starts.ravel() * pad_to, lengths)
     values.reshape(-1, packed.vector)[to] = packed.values[taken]
     offsets.reshape(-1)[to] = packed.offsets[taken]
-    return StagedFilter(values, offsets, starts * ROW_START + counts, pad_to)
+    return StagedFilter(values, offsets, starts * ROW_START + counts, pad_to, order)

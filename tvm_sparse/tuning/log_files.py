@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,6 +75,23 @@ def read_log(*places: str | Path) -> Log:
                 reason = error if isinstance(error, InputError) else "not text"
                 log.problems.append(f"{path}:{number}: skipped: {reason}")
     return log
+
+
+def make_log(folder: str | Path) -> None:
+    """Make sure that a folder can take a log, before the long work.
+
+    Raises
+    ------
+    OutputError
+        It cannot be made or written to.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot write a log here: {error.strerror or error}; choose another folder"
+        ) from error
 
 
 class LogWriter:

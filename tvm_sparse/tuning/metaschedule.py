@@ -7,9 +7,11 @@ database is our log has the same reason: MetaSchedule's finds records by the fun
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from concurrent.futures import Future
+import threading
+from concurrent.futures import CancelledError, Future, wait
 from typing import Any
 
 import tvm
@@ -19,13 +21,14 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
 from tvm_sparse.tuning import candidates
-from tvm_sparse.tuning.layers import Layer
 from tvm_sparse.tuning.tasks import BUILD_TIMEOUT_S, LayerTask, outcome
-from tvm_sparse.tuning.trials import Failure, Trial, TrialBook
+from tvm_sparse.tuning.trials import Failure, Result, Trial, TrialBook
 from tvm_sparse.tuning.workers import WorkerPool
 
 NUMBER = "tvm_sparse.trial"
 RUN_TIMEOUT_S = 20.0
+#: Built candidates that may wait for each device: enough to keep it busy, few enough to be up to date.
+WAITING = 48
 
 
 @derived_object
@@ -56,71 +59,112 @@ class Strategy(ms.search_strategy.PySearchStrategy):
         return self
 
 
+class Line:
+    """The assembly line of trials: built in some worker processes, measured in others, recorded.
+
+    Parameters
+    ----------
+    overlap : build candidates while others are measured, which would disturb a CPU that does both
+    attempts : how often a candidate is tried that raises or crashes
+    """
+
+    def __init__(
+        self, book: TrialBook, builders: WorkerPool, runners: WorkerPool, *, overlap: bool, attempts: int = 1
+    ) -> None:
+        self.book, self.overlap = book, overlap
+        self._builders, self._runners, self._attempts = builders, runners, attempts
+        self._built: dict[int, Future[Any]] = {}
+        self._room = threading.BoundedSemaphore(WAITING * runners.size)
+
+    def build(self, trial: Trial, target: Target, archs: tuple[str, ...]) -> Future[Any]:
+        """Start to compile a trial."""
+        arguments = (str(trial.files), target, archs)
+        future = self._builders.submit(candidates.build, *arguments, timeout_s=BUILD_TIMEOUT_S)
+        self._built[trial.number] = future
+        return future
+
+    def measure(self, trial: Trial) -> Future[Result]:
+        """Measure a trial once it is built; waits while too many others do."""
+        self._room.acquire()
+        done: Future[Result] = Future()
+        done.add_done_callback(lambda _: self._room.release())
+        self._built.pop(trial.number).add_done_callback(functools.partial(self._check, trial, done))
+        return done
+
+    def _check(self, trial: Trial, done: Future[Result], built: Future[Any]) -> None:
+        failure = _outcome_or_end(built, "build_failed", done)
+        if isinstance(failure, Failure):
+            self._close(trial, done, failure)
+        elif not done.done():
+            trial.prepared.add_done_callback(functools.partial(self._run, trial, done))
+
+    def _run(self, trial: Trial, done: Future[Result], prepared: Future[Any]) -> None:
+        failure = _outcome_or_end(prepared, "run_failed", done)
+        if isinstance(failure, Failure):
+            self._close(trial, done, failure)
+        elif not done.done():
+            best_us = self.book.tallies[trial.layer].best_us
+            arguments = (str(trial.files), str(trial.folder), trial.layer.workload, best_us)
+            running = self._runners.submit(
+                candidates.measure, *arguments, timeout_s=RUN_TIMEOUT_S, attempts=self._attempts
+            )
+            running.add_done_callback(functools.partial(self._finish, trial, done))
+
+    def _finish(self, trial: Trial, done: Future[Result], running: Future[Any]) -> None:
+        result = _outcome_or_end(running, "run_failed", done)
+        if not done.done():
+            self._close(trial, done, result)
+
+    def _close(self, trial: Trial, done: Future[Result], result: Result) -> None:
+        with contextlib.suppress(Exception):  # the book keeps it as its fault, which ends the session
+            self.book.close(trial, result)
+        done.set_result(result)
+
+
+def _outcome_or_end(future: Future[Any], failed: str, done: Future[Result]) -> Any:
+    """What a worker answered or came to; `done` is cancelled where the session ended first."""
+    try:
+        return outcome(future, failed)
+    except CancelledError:
+        done.cancel()
+        return None
+
+
 @derived_object
 class CandidateBuilder(ms.builder.PyBuilder):
-    """MetaSchedule's builder: compiles trials in worker processes, several at a time."""
+    """MetaSchedule's builder: hands trials to the line. What fails to build is found out there."""
 
-    def __init__(self, book: TrialBook, pool: WorkerPool, target: Target, archs: tuple[str, ...]) -> None:
+    def __init__(self, line: Line, target: Target, archs: tuple[str, ...]) -> None:
         super().__init__()
-        self._book, self._pool, self._target, self._archs = book, pool, target, archs
+        self._line, self._target, self._archs = line, target, archs
 
     def build(self, build_inputs: Any) -> list[Any]:
-        trials = [self._book.trials[int(one.mod["main"].attrs[NUMBER])] for one in build_inputs]
-        futures = [
-            self._pool.submit(candidates.build, str(trial.files), self._target, self._archs, timeout_s=BUILD_TIMEOUT_S)
-            for trial in trials
-        ]
-        results = []
-        for trial, future in zip(trials, futures, strict=True):
-            failure = outcome(future)
-            if isinstance(failure, Failure):
-                self._book.close(trial, failure)
-                results.append(ms.builder.BuilderResult(None, failure.message))
-            else:
-                results.append(ms.builder.BuilderResult(str(trial.number), None))
-        return results
+        trials = [self._line.book.trials[int(one.mod["main"].attrs[NUMBER])] for one in build_inputs]
+        futures = [self._line.build(trial, self._target, self._archs) for trial in trials]
+        if not self._line.overlap:
+            wait(futures)
+        return [ms.builder.BuilderResult(str(trial.number), None) for trial in trials]
 
 
 @derived_object
 class CandidateRunner(ms.runner.PyRunner):
-    """MetaSchedule's runner: measures trials on every place at once; each is recorded as soon as it is done.
+    """MetaSchedule's runner: takes trials from the line, each recorded as soon as it is done."""
 
-    `overlap` lets the next candidates be built meanwhile, which would disturb a CPU that also measures; `attempts` is
-    how often one is tried that raises or crashes.
-    """
-
-    def __init__(
-        self, book: TrialBook, pool: WorkerPool, tasks: dict[Layer, LayerTask], overlap: bool, attempts: int
-    ) -> None:
+    def __init__(self, line: Line) -> None:
         super().__init__()
-        self._book, self._pool, self._tasks = book, pool, tasks
-        self._overlap, self._attempts = overlap, attempts
+        self._line = line
 
     def run(self, runner_inputs: Any) -> list[Any]:
-        trials = [self._book.trials[int(str(one.artifact_path))] for one in runner_inputs]
-        for trial in trials:
-            self._tasks[trial.layer].prepared.result()
-        futures = [self._submit(trial) for trial in trials]
-        if not self._overlap:
-            for future in futures:
-                future.exception()
+        trials = [self._line.book.trials[int(str(one.artifact_path))] for one in runner_inputs]
+        futures = [self._line.measure(trial) for trial in trials]
+        if not self._line.overlap:
+            wait(futures)
         return [_RunnerFuture(future) for future in futures]
-
-    def _submit(self, trial: Trial) -> Future[Any]:
-        best_us = self._book.tallies[trial.layer].best_us
-        arguments = (str(trial.files), str(trial.folder), trial.layer.workload, best_us)
-        future = self._pool.submit(candidates.measure, *arguments, timeout_s=RUN_TIMEOUT_S, attempts=self._attempts)
-        future.add_done_callback(functools.partial(self._finished, trial))
-        return future
-
-    def _finished(self, trial: Trial, future: Future[Any]) -> None:
-        if not future.cancelled():
-            self._book.close(trial, outcome(future, "run_failed"))
 
 
 @derived_object
 class _RunnerFuture(ms.runner.PyRunnerFuture):
-    def __init__(self, future: Future[Any]) -> None:
+    def __init__(self, future: Future[Result]) -> None:
         super().__init__()
         self._future = future
 
@@ -128,9 +172,11 @@ class _RunnerFuture(ms.runner.PyRunnerFuture):
         return self._future.done()
 
     def result(self) -> Any:
-        result = outcome(self._future, "run_failed")
-        if isinstance(result, Failure) or not result.times_us:
-            return ms.runner.RunnerResult(None, getattr(result, "message", "wrong result"))
+        result = self._future.result()
+        if isinstance(result, Failure):
+            return ms.runner.RunnerResult(None, result.message)
+        if not result.times_us:
+            return ms.runner.RunnerResult(None, "wrong result")
         return ms.runner.RunnerResult([time_us * 1e-6 for time_us in result.times_us], None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
@@ -50,7 +50,7 @@ class LayerSearch:
 
     Parameters
     ----------
-    neighbours : records of other layers of the same site, the best of which are tried early
+    neighbours : gives the records of other layers of the same site, the best of which are tried early
     model : None searches at random
     """
 
@@ -61,7 +61,7 @@ class LayerSearch:
         model: CostModel | None,
         *,
         untuned: str = "sparse",
-        neighbours: Iterable[Record] = (),
+        neighbours: Callable[[], Iterable[Record]] = tuple,
         seed: int = 0,
     ) -> None:
         self.subject = subject
@@ -70,10 +70,9 @@ class LayerSearch:
         self._times: dict[Point, float] = {}
         first = [Proposal(space.untuned(untuned), "default")]
         first += [Proposal(point, "seed") for point in space.defaults()]
-        if model is not None:
-            first += [Proposal(point, "transfer") for point in _from_neighbours(subject, space, neighbours)]
-        self._starts = [proposal.point for proposal in first]
         self._first = first
+        self._neighbours = neighbours if model is not None else tuple
+        self._starts: list[Point] = []
         self._proposed = 0
 
     @property
@@ -83,7 +82,7 @@ class LayerSearch:
 
     def skip_starts(self) -> None:
         """Propose no defaults and nothing of neighbours first."""
-        self._first.clear()
+        self._first, self._neighbours = [], tuple
 
     def observe(self, point: Point, time_us: float | None) -> None:
         """Take note of a point that was tried; None where it failed."""
@@ -100,6 +99,10 @@ class LayerSearch:
                 yield proposal
 
     def _fresh(self) -> Iterator[Proposal]:
+        if not self._starts:  # only now, for neighbours may have been tuned meanwhile
+            found = _from_neighbours(self.subject, self.space, self._neighbours())
+            self._first += [Proposal(point, "transfer") for point in found]
+            self._starts = [proposal.point for proposal in self._first] or [self.space.random(self._rng)]
         while self._first:
             yield self._first.pop(0)
         guided = self._guided() if self._model is not None and self._model.ready else iter(())

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tvm_sparse.tuning import candidates
+from tvm_sparse.tuning import candidates, inputs
 from tvm_sparse.tuning.cost_model import CostModel
 from tvm_sparse.tuning.layers import Layer
 from tvm_sparse.tuning.search import LayerSearch, Proposal, Repetition
@@ -80,7 +80,7 @@ class LayerTask:
             self._folder.mkdir(parents=True, exist_ok=True)
             np.save(self._folder / "weight.npy", self.layer.weight)
             arguments = (str(self._folder), self.layer.workload, 0)
-            self._prepared = self._builders.submit(candidates.prepare, *arguments, timeout_s=PREPARE_TIMEOUT_S)
+            self._prepared = self._builders.submit(inputs.prepare, *arguments, timeout_s=PREPARE_TIMEOUT_S)
         return self._prepared
 
     def next_trials(self, wanted: int) -> list[Trial]:
@@ -94,7 +94,7 @@ class LayerTask:
         trials: list[Trial] = []
         done = refused = 0
         proposals = self.search.proposals()
-        _ = self.prepared
+        prepared = self.prepared
         while done < granted and refused < MOST_REFUSED and not self.book.stopped:
             batch = list(itertools.islice(proposals, granted - done))
             if not batch:
@@ -109,7 +109,7 @@ class LayerTask:
                     self._refused(proposal.point)
                 else:
                     self._taken.add(proposal.point.template)
-                    trial = Trial(int(files.name), self.layer, proposal, result[0], files, self._folder)
+                    trial = Trial(int(files.name), self.layer, proposal, result[0], files, self._folder, prepared)
                     self.book.trials[trial.number] = trial
                     trials.append(trial)
                     done += 1

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import math
+import os
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from tvm_sparse.errors import OutputError
 from tvm_sparse.tuning.candidates import Timing
 from tvm_sparse.tuning.layers import Layer
 from tvm_sparse.tuning.log_files import LogWriter
 from tvm_sparse.tuning.records import Record, Rows, Site, density_class
 from tvm_sparse.tuning.search import Proposal
-from tvm_sparse.tuning.selection import best, deduplicated
+from tvm_sparse.tuning.selection import best
 from tvm_sparse.tuning.space import Point
 
 PACKAGES = ("tvm-sparse", "apache-tvm", "apache-tvm-ffi")
@@ -48,7 +54,7 @@ Result = Timing | Failure
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate under way; its files are FILES.module, .npz and .so, its layer's stand in `folder`."""
+    """A candidate under way; its files are FILES.module, .npz and .so, its layer's stand in `folder` once prepared."""
 
     number: int
     layer: Layer
@@ -56,6 +62,7 @@ class Trial:
     kind: str
     files: Path
     folder: Path
+    prepared: Future[Any] = field(repr=False)
 
 
 @dataclass
@@ -66,6 +73,11 @@ class Tally:
     rows: Rows
     records: list[Record] = field(default_factory=list)
     granted: int = 0
+
+    @property
+    def trials(self) -> int:
+        """Points that were tried; some have several records."""
+        return len({record.point for record in self.records})
 
     @property
     def best_us(self) -> float:
@@ -103,11 +115,12 @@ class TrialBook:
         self.trials: dict[int, Trial] = {}
         self.fault: BaseException | None = None
         own = {(tally.layer.workload, density_class(tally.layer.density)): tally for tally in self.tallies.values()}
-        for record in deduplicated(self.history):
+        for record in self.history:
             tally = own.get((record.workload, density_class(record.density)))
             if tally is not None:
                 tally.records.append(record)
-                tally.granted += 1
+        for tally in own.values():
+            tally.granted = tally.trials
 
     @property
     def stopped(self) -> bool:
@@ -160,15 +173,18 @@ class TrialBook:
     def add(self, layer: Layer, proposal: Proposal, kind: str, result: Result) -> None:
         """Record a result, also of what was never built."""
         try:
+            if isinstance(result, Failure) and os.strerror(errno.ENOSPC) in result.message:
+                folder = tempfile.gettempdir()  # no fault of the candidate's
+                raise OutputError(f"{folder}: the disk is full: make room or set TMPDIR to another folder")
             with self._lock:
                 record = self._record(layer, proposal, kind, result)
                 self._writer.append(record)
                 self.history.append(record)
                 self.tallies[layer].records.append(record)
+            self._told(self.tallies[layer])
         except BaseException as error:  # the session ends with it; MetaSchedule would hide it
             self.fault = self.fault or error
             raise
-        self._told(self.tallies[layer])
 
     def _record(self, layer: Layer, proposal: Proposal, kind: str, result: Result) -> Record:
         record = Record(

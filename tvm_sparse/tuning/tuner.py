@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from tvm_sparse.tuning.candidates import Place, ready_to_build, ready_to_run
 from tvm_sparse.tuning.cost_model import CostModel, Subject
 from tvm_sparse.tuning.fleet import ATTEMPTS, count_servers
 from tvm_sparse.tuning.layers import Layer
-from tvm_sparse.tuning.log_files import LogWriter, read_log
-from tvm_sparse.tuning.records import Knobs, Site, density_class
+from tvm_sparse.tuning.log_files import LogWriter, make_log, read_log
+from tvm_sparse.tuning.records import Knobs, Record, Site, density_class
 from tvm_sparse.tuning.search import LayerSearch
 from tvm_sparse.tuning.selection import best, deduplicated
 from tvm_sparse.tuning.space import LayerSpace
@@ -28,8 +29,8 @@ from tvm_sparse.tuning.tasks import LayerTask, Model
 from tvm_sparse.tuning.trials import Budget, Tally, TrialBook
 from tvm_sparse.tuning.workers import WorkerPool
 
-#: Candidates of one layer that are built and measured together, on few and on many cores.
-SMALLEST_BATCH, LARGEST_BATCH = 8, 24
+#: Trials of a layer before another one's turn, and before the model learns from them.
+BATCH = 8
 STRATEGIES = ("guided", "random")
 
 
@@ -46,7 +47,7 @@ class Setting:
     places: tuple[Place, ...] = (Place("cpu"),)
     tracker: tuple[str, int, str] | None = None
     builders: int | None = None
-    batch: int | None = None
+    batch: int = BATCH
     strategy: str = "guided"
     seed: int = 0
 
@@ -101,7 +102,7 @@ def tune(
         raise InputError(f"unknown search {setting.strategy!r}: choose one of {', '.join(STRATEGIES)}")
     if not layers:
         raise InputError("no layer to tune: none of the convolutions has a filter and a shape that a template can run")
-    Path(log).mkdir(parents=True, exist_ok=True)
+    make_log(log)
     known = read_log(log)
     for problem in known.problems:
         warn(problem)
@@ -125,7 +126,7 @@ def summary(tally: Tally) -> TunedLayer:
         workload=str(tally.layer.workload),
         density=tally.layer.density,
         count=tally.layer.count,
-        trials=len({record.point for record in tally.records}),
+        trials=tally.trials,
         failed=dict(Counter(record.outcome for record in deduplicated(tally.records) if not record.ok)),
         default_us=default.time_us if default else None,
         dense_us=dense.time_us if dense else None,
@@ -155,37 +156,42 @@ def _search(book: TrialBook, setting: Setting, builders: WorkerPool, runners: Wo
     for number, (layer, tally) in enumerate(book.tallies.items()):
         subject = Subject(layer.workload, layer.density, tally.rows)
         space = LayerSpace(layer.workload, layer.density, setting.target)
-        own = layer.workload, density_class(layer.density)
-        others = [record for record in book.history if (record.workload, density_class(record.density)) != own]
         search = LayerSearch(
             subject,
             space,
             model.model if model is not None else None,
             untuned=layer.untuned,
-            neighbours=others,
+            neighbours=partial(_others, book, layer),
             seed=setting.seed + number,
         )
         home = folder / str(number)
         tasks[layer] = LayerTask(layer, search, book, model, setting.target, builders, home)
-    builder = metaschedule.CandidateBuilder(book, builders, setting.target, setting.archs)
     remote = setting.tracker is not None
     overlap = remote or setting.places[0].kind == "cuda"
-    runner = metaschedule.CandidateRunner(book, runners, tasks, overlap, ATTEMPTS if remote else 1)
-    batch = setting.batch or max(SMALLEST_BATCH, min(LARGEST_BATCH, builders.size))
+    line = metaschedule.Line(book, builders, runners, overlap=overlap, attempts=ATTEMPTS if remote else 1)
+    builder = metaschedule.CandidateBuilder(line, setting.target, setting.archs)
+    runner = metaschedule.CandidateRunner(line)
     evenly = book.budget.trials is None and book.budget.seconds is None
     known = len(book.history)
 
     def run(tasks: list[LayerTask], evenly: bool) -> None:
         with without_tensor_intrinsics():
             metaschedule.tune_tasks(
-                tasks, setting.target, builder, runner, batch=batch, evenly=evenly, seed=setting.seed
+                tasks, setting.target, builder, runner, batch=setting.batch, evenly=evenly, seed=setting.seed
             )
 
     run(list(tasks.values()), evenly)
     fresh = {record.layer for record in book.history[known:]}
-    if book.fault is None and fresh:
+    again = [task for layer, task in tasks.items() if layer.name in fresh and book.unconfirmed(layer)]
+    if book.fault is None and again:
         book.lift_budget()
-        run([task.again() for layer, task in tasks.items() if layer.name in fresh], True)
+        run([task.again() for task in again], True)
+
+
+def _others(book: TrialBook, layer: Layer) -> list[Record]:
+    """What was measured on other layers so far."""
+    own = layer.workload, density_class(layer.density)
+    return [record for record in book.history if (record.workload, density_class(record.density)) != own]
 
 
 @contextmanager
@@ -199,7 +205,7 @@ def _workers(setting: Setting) -> Iterator[tuple[WorkerPool, WorkerPool]]:
         places = [place] * count_servers(setting.tracker)
     count = setting.builders or len(os.sched_getaffinity(0))
     builders = WorkerPool([(ready_to_build, (cuda,))] * count)
-    runners = WorkerPool([(ready_to_run, (place,)) for place in places])
+    runners = WorkerPool([(ready_to_run, (place,)) for place in places], fragile=True)
     try:
         builders.start()
         runners.start()

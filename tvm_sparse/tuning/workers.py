@@ -74,11 +74,17 @@ class Worker:
         self._uses += 1
         return self._exchange(function, arguments, timeout_s=timeout_s)
 
-    def kill(self) -> None:
-        """End the process and whatever it started."""
-        if self._process is not None:
+    def end(self) -> None:
+        """End the process and whatever it started; from any thread, its own then finds it ended."""
+        process = self._process
+        if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """End the process, and forget it."""
+        self.end()
+        if self._process is not None:
             self._process.wait()
         if self._connection is not None:
             self._connection.close()
@@ -104,9 +110,13 @@ class Worker:
 
 
 class WorkerPool:
-    """Several workers that take calls in turn; every one has its own setup."""
+    """Several workers that take calls in turn; every one has its own setup.
 
-    def __init__(self, setups: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> None:
+    `fragile` replaces a process also after a call that raised: an illegal access to memory spoils a GPU's context.
+    """
+
+    def __init__(self, setups: list[tuple[Callable[..., Any], tuple[Any, ...]]], *, fragile: bool = False) -> None:
+        self._fragile = fragile
         self._workers = [Worker(setup) for setup in setups]
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._workers:
@@ -130,9 +140,10 @@ class WorkerPool:
         """End every process now, whatever it does."""
         self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for worker in self._workers:
-            worker.kill()
-        self._threads.shutdown(wait=True)
+        while self._free.qsize() < len(self._workers):  # until every call has found its process ended
+            for worker in self._workers:
+                worker.end()
+            time.sleep(0.01)
         for worker in self._workers:
             worker.kill()
 
@@ -156,6 +167,8 @@ class WorkerPool:
                         raise WorkerCrash("the pool is closed")
                     return worker.call(function, *arguments, timeout_s=timeout_s)
                 except (WorkerCrash, WorkerError):
+                    if self._fragile:
+                        worker.kill()
                     if self._closed or attempts < 1:
                         raise
         finally:
