@@ -16,6 +16,7 @@ from tvm.target import Target
 from tvm_sparse.compute.direct_conv import DirectConv, direct_conv2d
 from tvm_sparse.compute.geometry import Tiling
 from tvm_sparse.compute.packed_filter import pack_filter, stage_filter
+from tvm_sparse.compute.pair_tiling import PairTiling
 from tvm_sparse.errors import InputError
 from tvm_sparse.formats import ColumnVectorFilter, CSRFilter, SlicedELLFilter, SparseFilter
 from tvm_sparse.workload import ConvWorkload
@@ -73,7 +74,7 @@ class Template(ABC):
         return None
 
     @abstractmethod
-    def tiling(self, workload: ConvWorkload, knobs: Knobs) -> Tiling:
+    def tiling(self, workload: ConvWorkload, knobs: Knobs) -> Tiling | PairTiling:
         """How these knobs cut pixels and channels."""
 
     #: Whether row blocks that are scheduled together have their nonzeros staged together.
@@ -82,6 +83,10 @@ class Template(ABC):
     def row_block_multiple(self, knobs: Knobs) -> int:
         """Row blocks that are scheduled together; empty ones are added up to a multiple of this."""
         return 1
+
+    def chunk_dtype(self, knobs: Knobs) -> str:
+        """In which a row's nonzeros in a chunk are summed."""
+        return "float32"
 
     def row_order(self, workload: ConvWorkload, weight: NDArray, knobs: Knobs) -> NDArray[np.int32] | None:
         """The order, (k,), in which the rows of this filter should stand; None to leave them."""
@@ -119,7 +124,8 @@ class Template(ABC):
         together = self.row_block_multiple(chosen)
         packed = pack_filter(stream, tiling, pad_to, together)
         constants = stage_filter(packed, together, order) if self.stages_filter else packed
-        func = self.schedule(direct_conv2d(tiling, constants), tiling, chosen, target)
+        conv = direct_conv2d(tiling, constants, self.chunk_dtype(chosen))
+        func = self.schedule(conv, tiling, chosen, target)
         return self.finished(workload, chosen, func, constants)
 
     def checked_knobs(

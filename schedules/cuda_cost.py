@@ -15,6 +15,7 @@ from itertools import product
 
 from tvm.target import Target
 
+from tvm_sparse.compute.pair_tiling import PAIR, PairTiling, words_of
 from tvm_sparse.compute.warp_tiling import ELEMENT_BYTES, WARP, WarpTiling
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import cuda_tiles as tiles
@@ -44,7 +45,7 @@ class Estimate:
     entries: int
 
 
-def estimate(tiling: WarpTiling, knobs: Knobs, density: float) -> Estimate:
+def estimate(tiling: WarpTiling | PairTiling, knobs: Knobs, density: float) -> Estimate:
     """The time of cuda_pixel, or of cuda_pixel_nonzero if the tiling has splits, for evenly spread nonzeros."""
     workload, vector = tiling.workload, tiles.vector_of(knobs)
     pixels, pad_to = math.prod(tiling.pixels), int(knobs["pad_to"])
@@ -69,7 +70,8 @@ def estimate(tiling: WarpTiling, knobs: Knobs, density: float) -> Estimate:
     row_groups = groups * -(-workload.k_per_group // (rows * vector))
     blocks = math.prod(tiling.grid) * row_groups * (1 if over_warps else tiling.splits)
     shared = tiles.staged_bytes(tiling, knobs, entries, workers)
-    registers = (pixels * int(knobs["blocks_per_warp"]) * vector + tiles.OTHER_REGISTERS) * warps * WARP
+    sums = pixels * (PAIR if isinstance(tiling, PairTiling) else 1)
+    registers = (sums * int(knobs["blocks_per_warp"]) * vector + tiles.OTHER_REGISTERS) * warps * WARP
     resident = max(1, min(SHARED_BYTES // shared, tiles.REGISTERS // registers, THREADS // (warps * WARP)))
     each = -(-blocks // MULTIPROCESSORS)
     together = min(resident, each)
@@ -105,7 +107,9 @@ def smallest(workload: ConvWorkload, splits: tuple[int, ...] = ()) -> dict[str, 
     lanes = min(tiles.lane_shapes(workload), key=lambda shape: WarpTiling(workload, shape, (1, 1, 1), 1).elements)
     knobs: dict[str, int | str] = {"lanes": tiles.extents_text(lanes), "pixels": "1x1x1", "channels": 1, "warps": 1}
     knobs |= {"blocks_per_warp": 1, "pad_to": 1, "format": "csr"}
-    return {**knobs, "splits": splits[0], "split_over": "blocks"} if splits else knobs
+    if splits:
+        return {**knobs, "splits": splits[0], "split_over": "blocks"}
+    return {**knobs, **({"pairs": tiles.NO_PAIRS} if tiles.pair_options(workload) else {})}
 
 
 def smaller(workload: ConvWorkload, knobs: Knobs) -> dict[str, int | str] | None:
@@ -119,7 +123,7 @@ def smaller(workload: ConvWorkload, knobs: Knobs) -> dict[str, int | str] | None
 
 def _candidates(
     workload: ConvWorkload, density: float, splits: tuple[int, ...]
-) -> Iterator[tuple[WarpTiling, dict[str, int | str]]]:
+) -> Iterator[tuple[WarpTiling | PairTiling, dict[str, int | str]]]:
     text = tiles.format_for(workload, density)
     row_blocks = -(-workload.k_per_group // tiles.vector_of({"format": text}))
     # A block may have idle rows, but not half of them, and none where it would reach over two groups.
@@ -130,10 +134,12 @@ def _candidates(
         blocks = [(w, r) for w, r in blocks if w * r < 2 * row_blocks]
     most_warps = max(warps for warps, _ in blocks)
     blocks = [(w, r) for w, r in blocks if w >= most_warps // 4]
-    for (lanes, pixels), split in product(_shapes(workload), splits or (1,)):
+    pairs = {} if splits else tiles.default_pairs(workload)
+    paired = pairs.get("pairs", tiles.NO_PAIRS) != tiles.NO_PAIRS
+    for (lanes, pixels), split in product(_shapes(words_of(workload) if paired else workload), splits or (1,)):
         share = -(-workload.c_per_group // split)
         for channels in sorted({-(-share // parts) for parts in (1, 2, 3, 4, 6, 8, 16, 32)}):
-            tiling = WarpTiling(workload, lanes, pixels, channels, split)
+            tiling = (PairTiling if paired else WarpTiling)(workload, lanes, pixels, channels, split)
             expected = density * channels * workload.r * workload.s
             knobs: dict[str, int | str] = {
                 "lanes": tiles.extents_text(lanes),
@@ -142,6 +148,7 @@ def _candidates(
                 "pad_to": 4 if expected >= 12 else 2 if expected >= 4 else 1,
                 "format": text,
                 **({"splits": split, "split_over": "blocks"} if splits else {}),
+                **pairs,
             }
             for warps, per_warp in blocks:
                 yield tiling, {**knobs, "warps": warps, "blocks_per_warp": per_warp}

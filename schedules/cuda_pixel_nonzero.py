@@ -56,7 +56,8 @@ class CudaPixelNonzero(Template):
         return cuda_cost.smaller(workload, knobs)
 
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> WarpTiling:
-        return tiles.tiling_of(workload, knobs, int(knobs["splits"]))
+        lanes, pixels = tiles.extents(knobs["lanes"]), tiles.extents(knobs["pixels"])
+        return WarpTiling(workload, lanes, pixels, int(knobs["channels"]), int(knobs["splits"]))
 
     def row_block_multiple(self, knobs: Knobs) -> int:
         return int(knobs["warps"]) * int(knobs["blocks_per_warp"])
@@ -134,7 +135,7 @@ def _split_over_warps(sch: s_tir.Schedule, stored: Any, tiling: WarpTiling, knob
     for loop, axis in zip((warp, worker, sch.fuse(*lanes)), axes, strict=True):
         sch.bind(loop, axis)
     stages.set_to_zero(sch, "part", chunk)
-    stages.copy_ahead(sch, chunk)
+    stages.copy_ahead(sch, tiling, chunk)
     stages.set_to_zero(sch, "sum", split)
 
 
@@ -162,7 +163,7 @@ def _split_over_blocks(sch: s_tir.Schedule, stored: Any, tiling: WarpTiling, kno
     for loop, axis in zip((warp, sch.fuse(*lanes)), axes, strict=True):
         sch.bind(loop, axis)
     stages.set_to_zero(sch, "part", chunk)
-    stages.copy_ahead(sch, chunk)
+    stages.copy_ahead(sch, tiling, chunk)
     stages.set_to_zero(sch, "sum", split)
     sch.unroll(split)
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tvm.target import Target
 
 from tvm_sparse.compute.packed_filter import SEGMENT_MULTIPLE
+from tvm_sparse.compute.pair_tiling import PAIR, PairTiling, pair_axis
 from tvm_sparse.compute.warp_tiling import ELEMENT_BYTES, WARP, Extents, WarpTiling
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules.base import Knobs
@@ -19,6 +20,10 @@ from tvm_sparse.workload import ConvWorkload
 #: Sums a thread may keep in registers, and products the loop over nonzeros is unrolled to: more compile for minutes.
 MOST_SUMS = 128
 MOST_UNROLLED = 512
+#: The knob "pairs" where a lane reads single elements.
+NO_PAIRS = "no"
+#: Nonzeros of a row and chunk that may be summed in float16: half of them are off by 1e-3.
+MOST_HALF_SUMMED = 64
 #: Output channels of a row block that may share columns.
 VECTORS = (2, 4, 8)
 #: Above this density row blocks of several channels that share every column beat rows of their own nonzeros.
@@ -43,8 +48,42 @@ def extents_text(sizes: Extents) -> str:
     return "x".join(map(str, sizes))
 
 
-def tiling_of(workload: ConvWorkload, knobs: Knobs, splits: int = 1) -> WarpTiling:
-    return WarpTiling(workload, extents(knobs["lanes"]), extents(knobs["pixels"]), int(knobs["channels"]), splits)
+def tiling_of(workload: ConvWorkload, knobs: Knobs) -> WarpTiling | PairTiling:
+    kind = PairTiling if knobs.get("pairs", NO_PAIRS) != NO_PAIRS else WarpTiling
+    return kind(workload, extents(knobs["lanes"]), extents(knobs["pixels"]), int(knobs["channels"]))
+
+
+def pair_options(workload: ConvWorkload) -> tuple[str, ...]:
+    """Values of the knob "pairs": the dtype in which pairs are summed within a chunk of channels; none for float32.
+
+    Sums in bfloat16 would be of no use: they have 8 bits.
+    """
+    if ELEMENT_BYTES.get(workload.dtype) != 2:
+        return ()
+    if pair_axis(workload) is None:
+        return (NO_PAIRS,)
+    return (NO_PAIRS, "float32", *(["float16"] if workload.dtype == "float16" else []))
+
+
+def default_pairs(workload: ConvWorkload) -> dict[str, int | str]:
+    """The knob "pairs" that is fast and exact, if there is one."""
+    options = pair_options(workload)
+    return {"pairs": options[min(1, len(options) - 1)]} if options else {}
+
+
+def check_pairs(workload: ConvWorkload, knobs: Knobs, longest_row: int) -> None:
+    """Refuse to sum many nonzeros in float16.
+
+    Raises
+    ------
+    InputError
+        A row has too many nonzeros in a chunk.
+    """
+    if chunk_dtype(knobs) == "float16" and longest_row > MOST_HALF_SUMMED:
+        raise InputError(
+            f"{workload}: {longest_row} nonzeros of a row and chunk summed in float16, {MOST_HALF_SUMMED} at most; "
+            "take fewer channels a chunk or pairs=float32"
+        )
 
 
 def why_not(workload: ConvWorkload, target: Target) -> str | None:
@@ -63,6 +102,11 @@ def why_not(workload: ConvWorkload, target: Target) -> str | None:
     if thread_limit(target) < WARP:
         return f"blocks of {thread_limit(target)} threads hold no warp"
     return None
+
+
+def chunk_dtype(knobs: Knobs) -> str:
+    """In which a row's nonzeros in a chunk are summed."""
+    return "float16" if knobs.get("pairs") == "float16" else "float32"
 
 
 def lane_shapes(workload: ConvWorkload) -> tuple[Extents, ...]:
@@ -123,13 +167,16 @@ def pixel_shapes(workload: ConvWorkload) -> tuple[Extents, ...]:
     )
 
 
-def staged_bytes(tiling: WarpTiling, knobs: Knobs, entries: int, workers: int = 1) -> int:
+def staged_bytes(tiling: WarpTiling | PairTiling, knobs: Knobs, entries: int, workers: int = 1) -> int:
     """Shared memory of a block: `workers` chunks of input and filter, each in two buffers, rounded up as TVM does."""
     size = ELEMENT_BYTES[tiling.workload.dtype]
     rows = int(knobs["warps"]) * int(knobs["blocks_per_warp"])
     entries = -(-entries // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
-    parts = (tiling.elements * size, entries * vector_of(knobs) * size, entries * OFFSET_BYTES, rows * ROW_BYTES)
-    return sum(-(-BUFFERS * workers * part // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT for part in parts)
+    parts = [tiling.elements * size, entries * vector_of(knobs) * size, entries * OFFSET_BYTES, rows * ROW_BYTES]
+    # Images that are paired wait in registers, not in a second buffer.
+    one_tile = isinstance(tiling, PairTiling) and tiling.axis == "images"
+    parts = [workers * part * (1 if one_tile and not i else BUFFERS) for i, part in enumerate(parts)]
+    return sum(-(-part // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT for part in parts)
 
 
 def check_block(workload: ConvWorkload, target: Target, knobs: Knobs, warps: int, shared_bytes: int) -> None:
@@ -146,13 +193,19 @@ def check_block(workload: ConvWorkload, target: Target, knobs: Knobs, warps: int
         Too many threads, registers or statements, too much shared memory, or a block that reaches over two groups.
     """
     sums = math.prod(extents(knobs["pixels"])) * int(knobs["blocks_per_warp"]) * vector_of(knobs)
+    held = 0
+    if knobs.get("pairs", NO_PAIRS) != NO_PAIRS:
+        sums *= PAIR
+        # The next chunk of images that are paired waits in registers.
+        if pair_axis(workload) == "images":
+            held = -(-tiling_of(workload, knobs).elements // PAIR // (warps * WARP))
     channels = int(knobs["warps"]) * int(knobs["blocks_per_warp"]) * vector_of(knobs)
     limits = {
         "threads a block": (warps * WARP, thread_limit(target)),
         "bytes of shared memory a block": (shared_bytes, shared_limit(target)),
         "sums a thread": (sums, MOST_SUMS),
         "products a step": (sums * int(knobs["pad_to"]), MOST_UNROLLED),
-        "registers a block": ((sums + OTHER_REGISTERS) * warps * WARP, REGISTERS),
+        "registers a block": ((sums + held + OTHER_REGISTERS) * warps * WARP, REGISTERS),
     }
     for what, (needed, allowed) in limits.items():
         if needed > allowed:

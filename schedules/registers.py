@@ -9,11 +9,12 @@ import tvm_ffi
 from tvm import s_tir, tirx
 
 
-def keep_own_lane(func: tirx.PrimFunc, buffer: str) -> tirx.PrimFunc:
-    """Drop the last dimension, the lanes of a warp, from a thread-local buffer whose every access is to the own lane.
+def keep_own_lane(func: tirx.PrimFunc, buffer: str, dim: int = -1) -> tirx.PrimFunc:
+    """Drop dimension `dim` (from the end), the lanes of a warp, from a thread-local buffer.
 
-    The loops over lanes of its producer and its consumer are bound to the same threads, each on its own, which hides
-    from TVM 0.27 that a thread needs one lane only: it would give each thread all of them, in slow memory.
+    Every access is to the own lane. The loops over lanes of its producer and its consumer are bound to the same
+    threads, each on its own, which hides from TVM 0.27 that a thread needs one lane only: it would give each thread all
+    of them, in slow memory.
     """
     found: list[Any] = []
     tvm_ffi.structural_walk(
@@ -22,21 +23,18 @@ def keep_own_lane(func: tirx.PrimFunc, buffer: str) -> tirx.PrimFunc:
         order="pre",
     )
     (whole,) = found
-    own = tirx.decl_buffer((*whole.shape[:-1], 1), whole.dtype, whole.name, scope=whole.scope())
-
-    def lane_zero(indices: Any) -> list[Any]:
-        return [*list(indices)[:-1], 0]
+    own = tirx.decl_buffer(_with(whole.shape, dim, 1), whole.dtype, whole.name, scope=whole.scope())
 
     def load(node: tvm.ir.TensorLoad) -> Any:
-        return tirx.BufferLoad(own, lane_zero(node.indices)) if node.source.same_as(whole) else node
+        return tirx.BufferLoad(own, _with(node.indices, dim, 0)) if node.source.same_as(whole) else node
 
     def store(node: tirx.BufferStore) -> Any:
-        return tirx.BufferStore(own, node.value, lane_zero(node.indices)) if node.buffer.same_as(whole) else node
+        return tirx.BufferStore(own, node.value, _with(node.indices, dim, 0)) if node.buffer.same_as(whole) else node
 
     def region(node: Any) -> Any:
         if not node.source.same_as(whole):
             return node
-        return tirx.BufferRegion(own, [*list(node.region)[:-1], tvm.ir.Range(0, 1)])
+        return tirx.BufferRegion(own, _with(node.region, dim, tvm.ir.Range(0, 1)))
 
     def block(node: s_tir.SBlock) -> s_tir.SBlock:
         return s_tir.SBlock(
@@ -53,3 +51,9 @@ def keep_own_lane(func: tirx.PrimFunc, buffer: str) -> tirx.PrimFunc:
 
     rewrites = [(tvm.ir.TensorLoad, load), (tirx.BufferStore, store), (s_tir.SBlock, block)]
     return func.with_body(tvm_ffi.structural_map(func.body, rewrites, order="post"))
+
+
+def _with(values: Any, place: int, value: Any) -> list[Any]:
+    changed = list(values)
+    changed[place] = value
+    return changed

@@ -15,7 +15,7 @@ T = TypeVar("T")
 Choose = Callable[[Sequence[T]], T]
 
 #: Largest relative error against float64, by the dtype of the data.
-TOLERANCE = {"float32": 1e-5, "float16": 2e-3}
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
 FORMATS = ("csr", "sliced_ell:8", "column_vector:2", "column_vector:4")
 DENSITIES = (0.0, 0.02, 0.1, 0.1, 0.3, 0.6, 1.0)
 #: Nothing, each activation, and bias or residual with and without one.
@@ -133,11 +133,11 @@ def seeded_choose(seed: int) -> Choose:
     return lambda options: options[int(rng.integers(len(options)))]
 
 
-def cases() -> Any:
-    """A hypothesis strategy for float32 cases."""
+def cases(dtype: str = "float32") -> Any:
+    """A hypothesis strategy for cases of a dtype."""
     from hypothesis import strategies as st
 
-    return st.composite(lambda draw: choose_case(lambda options: draw(st.sampled_from(options))))()
+    return st.composite(lambda draw: choose_case(lambda options: draw(st.sampled_from(options)), dtype))()
 
 
 def choose_knobs(choose: Choose, space: dict[str, tuple[int | str, ...]]) -> dict[str, int | str]:

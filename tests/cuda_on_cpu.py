@@ -32,6 +32,46 @@ struct alignas(8) int2 { int x, y; };
 struct alignas(16) int4 { int x, y, z, w; };
 static float2 make_float2(float x, float y) { return {x, y}; }
 static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+// 16-bit elements: bits that turn into float32 and back, rounded to nearest even, after every operation.
+typedef unsigned short ushort;
+template <class Bits> struct element {
+  ushort bits = 0;
+  element() = default;
+  element(float value) : bits(Bits::from(value)) {}
+  operator float() const { return Bits::to(bits); }
+};
+struct half_bits {
+  static ushort from(float value) { _Float16 half = value; ushort bits; memcpy(&bits, &half, 2); return bits; }
+  static float to(ushort bits) { _Float16 half; memcpy(&half, &bits, 2); return half; }
+};
+struct bfloat_bits {
+  static ushort from(float value) {
+    unsigned bits; memcpy(&bits, &value, 4);
+    return value != value ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  }
+  static float to(ushort bits) { float value; unsigned wide = bits << 16; memcpy(&value, &wide, 4); return value; }
+};
+typedef element<half_bits> half, __half; typedef element<bfloat_bits> nv_bfloat16, __nv_bfloat16;
+template <class T> struct alignas(4) two { T x, y; };
+template <class T> struct alignas(8) four { T x, y, z, w; };
+typedef two<half> half2; typedef four<half> half4;
+typedef two<nv_bfloat16> nv_bfloat162; typedef four<nv_bfloat16> nv_bfloat164;
+static half2 make_half2(half x, half y) { return {x, y}; }
+static half4 make_half4(half x, half y, half z, half w) { return {x, y, z, w}; }
+static nv_bfloat162 make_nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) { return {x, y}; }
+static nv_bfloat164 make_nv_bfloat164(nv_bfloat16 x, nv_bfloat16 y, nv_bfloat16 z, nv_bfloat16 w) {
+  return {x, y, z, w};
+}
+static half __float2half_rn(float value) { return value; }
+static nv_bfloat16 __float2bfloat16_rn(float value) { return value; }
+static half2 __half2half2(half value) { return {value, value}; }
+static half fused(half a, half b, half c) { return (_Float16)((double)(float)a * (float)b + (float)c); }
+static half2 __hfma2(half2 a, half2 b, half2 c) { return {fused(a.x, b.x, c.x), fused(a.y, b.y, c.y)}; }
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+template <class T> unsigned packed(T x, T y) { return x.bits | (unsigned)y.bits << 16; }
+static unsigned __pack_half2(half x, half y) { return packed(x, y); }
+static unsigned __pack_nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) { return packed(x, y); }
 struct dim { int x = 0, y = 0, z = 0; };
 static dim threadIdx, blockIdx;
 static float* shared_memory;  // on the next 16 bytes, as on a GPU
@@ -104,9 +144,13 @@ template <class T> std::vector<T> load(const char* path, size_t count) {
 }
 """
 
+#: What CUDA calls the elements of an array.
+ELEMENTS = {"float32": "float", "int32": "int", "float16": "half", "bfloat16": "nv_bfloat16"}
+ON_LINES = re.MULTILINE | re.DOTALL
+
 
 def run(func: Any, target: Any, arrays: dict[str, np.ndarray], shared_bytes: int, folder: Path) -> np.ndarray:
-    """The array `out` after running a scheduled float32 PrimFunc.
+    """The array `out` after running a scheduled PrimFunc on float32, float16 or bfloat16.
 
     Parameters
     ----------
@@ -123,7 +167,7 @@ def run(func: Any, target: Any, arrays: dict[str, np.ndarray], shared_bytes: int
     environment = {"ASAN_OPTIONS": "detect_leaks=0"}
     done = subprocess.run(["./kernel"], cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[:3000]
-    return np.fromfile(folder / "out.bin", np.float32).reshape(arrays["out"].shape)
+    return np.fromfile(folder / "out.bin", arrays["out"].dtype).reshape(arrays["out"].shape)
 
 
 def cuda_source(func: Any, target: Any) -> str:
@@ -156,16 +200,17 @@ def cuda_source(func: Any, target: Any) -> str:
 def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes: int) -> str:
     """C++ that loads the arrays, runs the kernels of `source` one after the other, and stores the output."""
     words = -(-shared_bytes // 16) * 4
-    kernels = _asynchronous(source)
+    functions = re.findall(r"^__forceinline__ __device__ (void pair_sum\w*\(.*?^\})", source, ON_LINES)
+    kernels = [*_asynchronous(source), *(f"static {function}" for function in functions)]
     steps = [f"shared_words = {words}; shared_memory = (float*)aligned_alloc(16, {max(words, 4) * 4});"]
     for name, array in arrays.items():
-        kind = {"float32": "float", "int32": "int"}[str(array.dtype)]
+        kind = ELEMENTS[str(array.dtype)]
         steps.append(f'auto {name} = load<{kind}>("{name}.bin", {array.size});')
     for buffer in func.body.block.alloc_buffers:  # between kernels
         if buffer.scope() == "global":
             steps.append(f"std::vector<float> {buffer.name}({math.prod(int(e) for e in buffer.shape)}, NAN);")
     definition = r'^extern "C" __global__ void (?:__launch_bounds__\([\d, ]+\) )?((\w+)\(([^\n]*)\) \{\n.*?^\})'
-    found = re.findall(definition, source, flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(definition, source, flags=ON_LINES)
     for (code, name, parameters), (blocks, threads) in zip(found, launches(func), strict=True):
         dynamic = r"extern __shared__ __align__\(64\) (\w+) (\w+)\[\];"
         code = re.sub(r"tvm_builtin_ptx_cp_async_commit_group\w*\(\)", "commit_copies()", code)
@@ -176,7 +221,7 @@ def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes
         steps.append(f"launch(dim{{{blocks}, 1, 1}}, dim{{{block}}}, [&] {{ {name}({given}); }});")
     steps += [
         'FILE* file = fopen("out.bin", "wb");',
-        "fwrite(out.data(), 4, out.size(), file);",
+        "fwrite(out.data(), sizeof(out[0]), out.size(), file);",
         "return fclose(file);",
     ]
     return "\n".join([PRELUDE, "typedef unsigned char uchar;", *kernels, "int main() {", *steps, "}", ""])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.cases import cases
 from tvm_sparse.compute.geometry import Source
 from tvm_sparse.compute.packed_filter import ROW_START, pack_filter, stage_filter
+from tvm_sparse.compute.pair_tiling import PairTiling, pair_axis
 from tvm_sparse.compute.vector_tiling import LAYOUTS, VectorTiling
 from tvm_sparse.compute.warp_tiling import WARP, WarpTiling
 from tvm_sparse.errors import InputError
@@ -25,7 +26,7 @@ LANES = [(i, r, WARP // i // r) for i, r in itertools.product(POWERS, POWERS) if
 
 def check_way(tiling, rng):
     """Drawn nonzeros and pixels lead to the input elements of the convolution, or to a zero beyond its edge."""
-    workload = tiling.workload
+    workload, paired = tiling.workload, isinstance(tiling, PairTiling)
     taps = workload.r * workload.s
     for _ in range(24):
         column = int(rng.integers(workload.c_per_group * taps))
@@ -36,10 +37,11 @@ def check_way(tiling, rng):
         index = tiling.pixel_index(n, p, q)
         assert all(0 <= i < size for i, size in zip(index, tiling.pixel_shape, strict=True))
         element = offset + int(tiling.pixel_address(index))
-        assert 0 <= element < tiling.elements
-        width = tiling.copy_width
+        assert 0 <= element < (tiling.words if paired else tiling).elements
+        width = (tiling.words if paired else tiling).copy_width
         tile = (n // tiling.images, p // tiling.rows, q // tiling.cols)
-        source = tiling.source(element // width, element % width, chunk, *tile)
+        place = (element // width, element % width, *(index[-1:] if paired else ()))
+        source = tiling.source(*place, chunk, *tile)
         row = p * workload.stride[0] + r * workload.dilation[0] - workload.padding[0]
         col = q * workload.stride[1] + s * workload.dilation[1] - workload.padding[1]
         exists = 0 <= row < workload.h and 0 <= col < workload.w
@@ -67,6 +69,21 @@ def test_vector_tiles_lead_to_the_input(case, layout, size):
 )
 def test_warp_tiles_lead_to_the_input(case, lanes, pixels, channels):
     check_way(WarpTiling(case.workload, lanes, pixels, channels), np.random.default_rng(case.seed))
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(
+    case=cases("float16"),
+    lanes=st.sampled_from(LANES),
+    pixels=st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7)),
+    channels=st.integers(1, 5),
+)
+def test_tiles_of_pairs_lead_to_the_input(case, lanes, pixels, channels):
+    if pair_axis(case.workload):
+        check_way(PairTiling(case.workload, lanes, pixels, channels), np.random.default_rng(case.seed))
+    else:
+        with pytest.raises(InputError, match="pairs need 16-bit elements"):
+            PairTiling(case.workload, lanes, pixels, channels)
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tvm.target import Target
@@ -18,6 +20,7 @@ KERNELS = {
     "cpu_vector_dense": (AVX512, 1.0, {}),
     "cuda_pixel": (GPU, 0.1, {"lanes": "1x2x16", "pixels": "1x7x1"}),
     "cuda_pixel_dense": (GPU, 1.0, {}),
+    "cuda_pixel_pairs": (GPU, 0.1, {"lanes": "1x2x16", "pixels": "1x7x1", "channels": 16, "pairs": "float16"}),
     "cuda_pixel_nonzero": (
         GPU,
         0.1,
@@ -35,8 +38,9 @@ KERNELS = {
 def test_scheduled_tir(name, golden):
     target, density, changes = KERNELS[name]
     chosen = template(next(t for t in NAMES if t in name))
+    workload = replace(WORKLOAD, n=2, dtype="float16") if "pairs" in changes else WORKLOAD
     weight = np.ones(WORKLOAD.filter_shape, np.float32)
     if density < 1:
         weight *= np.arange(weight.size).reshape(weight.shape) % round(1 / density) == 0
-    knobs = {**chosen.default(WORKLOAD, density, target), **changes}
-    golden(f"{name}.py.txt", chosen.kernel(WORKLOAD, weight, target, knobs).func.script())
+    knobs = {**chosen.default(workload, density, target), **changes}
+    golden(f"{name}.py.txt", chosen.kernel(workload, weight, target, knobs).func.script())

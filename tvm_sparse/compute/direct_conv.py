@@ -3,11 +3,14 @@
     x    (n, c, h, w)                     dense input
     tile (tn, g, ty, tx, chunk, e)        input of one tile and channel chunk, padded, in the layout of the tiling; e is
                                           (copy, element) if more than one element is copied at a time
+    near (tn, split, c, kb, v, ty, tx, *f)  Σ over the nonzeros j of a row block kb in chunk c of a split; only if that
+                                          sum has another dtype than part
     part (tn, split, kb, v, ty, tx, *f)   Σ over the chunks of a split and the nonzeros j of a row block kb
     sum  (tn, kb, v, ty, tx, *f)          Σ over the splits
     out  (n, k, p, q)                     activation(sum + bias + residual)
 
-tn, ty, tx count tiles of images, rows and columns; f are the pixel dimensions of the tiling.
+tn, ty, tx count tiles of images, rows and columns; f are the pixel dimensions of the tiling. In a PairTiling the last
+of f is the pixel of a pair: e counts words and has this dimension behind it.
 The filter is a stream (tvm_sparse.formats.FilterStream): the nonzeros of (chunk, row block) stand at
 starts[chunk, kb] .. + counts[chunk, kb]; a row block is `vector` output channels that share columns, 1 if unstructured.
 A StagedFilter holds the same in segments, each of the row blocks that a block of threads copies together; its rows may
@@ -25,8 +28,9 @@ from typing import Any
 from tvm import te, tirx
 
 from tvm_sparse.compute.epilogue import apply_epilogue
-from tvm_sparse.compute.geometry import Tiling
+from tvm_sparse.compute.geometry import Source, Tiling
 from tvm_sparse.compute.packed_filter import ROW_START, PackedFilter, StagedFilter
+from tvm_sparse.compute.pair_tiling import PAIR, PairTiling
 
 
 @dataclass(frozen=True)
@@ -39,59 +43,65 @@ class DirectConv:
     args: list[te.Tensor]
     #: Entries of a segment of a StagedFilter.
     segment_entries: int = 0
+    #: Nonzeros of the longest row of a chunk.
+    longest_row: int = 0
 
     def prim_func(self) -> tirx.PrimFunc:
         return te.create_prim_func(self.args)
 
 
-def direct_conv2d(tiling: Tiling, packed: PackedFilter | StagedFilter) -> DirectConv:
+def direct_conv2d(
+    tiling: Tiling | PairTiling, packed: PackedFilter | StagedFilter, chunk_dtype: str = "float32"
+) -> DirectConv:
     """Direct sparse convolution of `tiling.workload` with a filter packed like `packed` (only its shapes matter here).
+
+    Parameters
+    ----------
+    chunk_dtype : of the sum over a row's nonzeros in a chunk; those sums are added in float32
 
     Returns
     -------
     DirectConv
-        Blocks "tile", "part", "sum" (only with several splits) and "out", in the shapes at the top of this file.
+        Blocks "tile", "near" (only if a chunk is summed in 16 bits), "part", "sum"
+        (only with several splits) and "out", in the shapes at the top of this file.
     """
     workload, vector, pad_to = tiling.workload, packed.vector, packed.pad_to
     n, dtype, groups = workload.n, workload.dtype, workload.groups
-    chunks, row_blocks = tiling.chunks, packed.row_blocks
+    row_blocks = packed.row_blocks
     image_tiles, grid_rows, grid_cols = tiling.grid
     blocks_per_group = row_blocks // groups
 
     x = te.placeholder((n, workload.c, workload.h, workload.w), dtype, name="x")
     filter_args, read_row = _staged(packed) if isinstance(packed, StagedFilter) else _unstaged(packed)
+    read_tile = _paired_tile(tiling, x) if isinstance(tiling, PairTiling) else _tile(tiling, x)
 
-    width = tiling.copy_width
-    in_tile = (tiling.elements // width, width) if width > 1 else (tiling.elements,)
-
-    def read_input(tn: Any, g: Any, ty: Any, tx: Any, chunk: Any, *e: Any) -> Any:
-        image, channel, row, col, inside = tiling.source(e[0], e[1] if width > 1 else 0, chunk, tn, ty, tx)
-        element = x[image, g * workload.c_per_group + channel, row, col]
-        return tirx.if_then_else(tirx.all(*inside), element, tirx.const(0, dtype)) if inside else element
-
-    tile = te.compute(
-        (image_tiles, groups, grid_rows, grid_cols, chunks, *in_tile),
-        read_input,
-        name="tile",
-        varargs_names=["e", "w"][: len(in_tile)],
-    )
-
-    per_split = chunks // tiling.splits
+    per_split = tiling.chunks // tiling.splits
     c = te.reduce_axis((0, per_split), name="c")
     j = te.reduce_axis((0, packed.longest_row), name="j")
 
-    def partial_sum(tn: Any, split: Any, kb: Any, v: Any, ty: Any, tx: Any, *f: Any) -> Any:
+    def term(c: Any, tn: Any, split: Any, kb: Any, v: Any, ty: Any, tx: Any, *f: Any) -> Any:
         chunk = c * tiling.splits + split
         count, value, offset = read_row(chunk, kb, v, j)
-        at = offset + tiling.pixel_address(f)
-        at = (at // width, at % width) if width > 1 else (at,)
-        element = tile[(tn, kb // blocks_per_group, ty, tx, chunk, *at)]
-        term = value.astype("float32") * element.astype("float32")
-        return te.sum(tirx.if_then_else(j // pad_to < count, term, tirx.const(0, "float32")), axis=[c, j])
+        element = read_tile((tn, kb // blocks_per_group, ty, tx, chunk), offset + tiling.pixel_address(f), f)
+        product = value.astype(chunk_dtype) * element.astype(chunk_dtype)
+        return tirx.if_then_else(j // pad_to < count, product, tirx.const(0, chunk_dtype))
+
+    def partial_sum(tn: Any, split: Any, *at: Any) -> Any:
+        if chunk_dtype != "float32":
+            return te.sum(near[(tn, split, c, *at)].astype("float32"), axis=c)
+        return te.sum(term(c, tn, split, *at), axis=[c, j])
 
     pixel_axes = [f"f{axis}" for axis in range(len(tiling.pixel_shape))]
     shape = (row_blocks, vector, grid_rows, grid_cols, *tiling.pixel_shape)
-    part = te.compute((image_tiles, tiling.splits, *shape), partial_sum, name="part", varargs_names=pixel_axes)
+    rows_axes = ["kb", "v", "ty", "tx", *pixel_axes]
+    if chunk_dtype != "float32":
+
+        def chunk_sum(tn: Any, split: Any, c: Any, *at: Any) -> Any:
+            return te.sum(term(c, tn, split, *at), axis=j)
+
+        near_shape = (image_tiles, tiling.splits, per_split, *shape)
+        near = te.compute(near_shape, chunk_sum, name="near", varargs_names=rows_axes)
+    part = te.compute((image_tiles, tiling.splits, *shape), partial_sum, name="part", varargs_names=rows_axes)
     if tiling.splits > 1:
         split = te.reduce_axis((0, tiling.splits), name="split")
 
@@ -120,7 +130,64 @@ def direct_conv2d(tiling: Tiling, packed: PackedFilter | StagedFilter) -> Direct
     out = te.compute(out_shape, output, name="out")
     optional = [tensor for tensor in (bias, residual) if tensor is not None]
     entries = packed.offsets.shape[-1] if isinstance(packed, StagedFilter) else 0
-    return DirectConv([x, *filter_args, *optional, out], entries)
+    return DirectConv([x, *filter_args, *optional, out], entries, packed.longest_row)
+
+
+#: (tile and chunk, offset and address, pixel) -> the element of the input that stands there.
+ReadTile = Callable[[tuple[Any, ...], Any, tuple[Any, ...]], Any]
+
+
+def _tile(tiling: Tiling, x: te.Tensor) -> ReadTile:
+    """The input of every tile and chunk."""
+    width = tiling.copy_width
+    in_tile = (tiling.elements // width, width) if width > 1 else (tiling.elements,)
+
+    def read_input(tn: Any, g: Any, ty: Any, tx: Any, chunk: Any, *e: Any) -> Any:
+        return _element(x, tiling, g, tiling.source(e[0], e[1] if width > 1 else 0, chunk, tn, ty, tx))
+
+    tile = te.compute((*_tiles(tiling), *in_tile), read_input, name="tile", varargs_names=["e", "w"][: len(in_tile)])
+
+    def read(place: tuple[Any, ...], at: Any, _: tuple[Any, ...]) -> Any:
+        return tile[(*place, at // width, at % width)] if width > 1 else tile[(*place, at)]
+
+    return read
+
+
+def _paired_tile(tiling: PairTiling, x: te.Tensor) -> ReadTile:
+    """The input of every tile and chunk in words of two pixels."""
+    words, width = tiling.words.elements, tiling.words.copy_width
+
+    def read_input(place: tuple[Any, ...], copy: Any, element: Any, pair: Any) -> Any:
+        tn, g, ty, tx, chunk = place
+        return _element(x, tiling, g, tiling.source(copy, element, pair, chunk, tn, ty, tx))
+
+    if tiling.axis == "columns":
+        tile = te.compute(
+            (*_tiles(tiling), words // width, width * PAIR),
+            lambda *at: read_input(at[:5], at[5], at[6] // PAIR, at[6] % PAIR),
+            name="tile",
+        )
+        return lambda place, at, f: tile[(*place, at // width, at % width * PAIR + f[-1])]
+
+    tile = te.compute(
+        (*_tiles(tiling), words, PAIR),
+        lambda *at: read_input(at[:5], at[5] // width, at[5] % width, at[6]),
+        name="tile",
+    )
+    return lambda place, at, f: tile[(*place, at, f[-1])]
+
+
+def _tiles(tiling: Tiling | PairTiling) -> tuple[int, ...]:
+    image_tiles, grid_rows, grid_cols = tiling.grid
+    return image_tiles, tiling.workload.groups, grid_rows, grid_cols, tiling.chunks
+
+
+def _element(x: te.Tensor, tiling: Tiling | PairTiling, g: Any, source: Source) -> Any:
+    """An element of the input, or zero beyond its edge."""
+    workload = tiling.workload
+    image, channel, row, col, inside = source
+    element = x[image, g * workload.c_per_group + channel, row, col]
+    return tirx.if_then_else(tirx.all(*inside), element, tirx.const(0, workload.dtype)) if inside else element
 
 
 #: (chunk, row block, output channel in it, j) -> its number of steps, and value and offset of its nonzero j.

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvm_sparse.compute.geometry import Tiling
+from tvm_sparse.compute.pair_tiling import PairTiling
 from tvm_sparse.errors import InputError
 from tvm_sparse.formats import FilterStream
 from tvm_sparse.formats.checks import run_positions
@@ -99,7 +100,9 @@ class StagedFilter:
         return sum(array.nbytes for array in self.arrays)
 
 
-def pack_filter(stream: FilterStream, tiling: Tiling, pad_to: int = 1, block_multiple: int = 1) -> PackedFilter:
+def pack_filter(
+    stream: FilterStream, tiling: Tiling | PairTiling, pad_to: int = 1, block_multiple: int = 1
+) -> PackedFilter:
     """Stretch the columns of a stream into offsets of this tiling.
 
     Parameters
