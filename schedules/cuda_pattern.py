@@ -10,16 +10,13 @@
 No weight is loaded, and an input element once for all channels of the group: (1 - (1 - density)^m) / (density m) loads
 a multiply-add, 0.3 for m = 32 channels at 10 %. What bounds it is the code: 21 bytes a nonzero, which a multiprocessor
 keeps up to about 100 KB, so all tiles of a group come before the next group. A pointwise filter needs no tile: every
-thread reads its own pixel. A filter of many nonzeros is several kernels, each of some of the row groups, since the
-time of nvcc grows faster than a kernel does.
+thread reads its own pixel.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, tirx
 from tvm.target import Target
@@ -40,15 +37,13 @@ from tvm_sparse.schedules.async_copy import COPY_BYTES, copy_ahead, mark_copy_ah
 from tvm_sparse.schedules.base import Kernel, Knobs, Template
 from tvm_sparse.schedules.chunk_order import mark_rotated, rotate_chunks
 from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
-from tvm_sparse.schedules.launches import even_parts, in_turn, some_blocks
 from tvm_sparse.schedules.pattern_code import evaluate_pattern, mark_pattern
 from tvm_sparse.schedules.primitives import declare_whole_read
 from tvm_sparse.schedules.storage import find_buffer, keep_resident, replace_buffer
 from tvm_sparse.workload import ConvWorkload
 
-#: What a filter and a kernel may have, and what is sensible: nvcc takes 10 s of CPU for a kernel of 15,000 nonzeros, a
-#: minute for 32,000 and 219 s for 59,000, of which it compiles four kernels in 41 s.
-MOST_NONZEROS, MOST_NONZEROS_A_KERNEL, FEW_NONZEROS_A_KERNEL = 100_000, 32_000, 16_000
+#: What nvcc compiles in about a minute.
+MOST_NONZEROS = 32_000
 #: Blocks for every multiprocessor from which on the largest row groups are fastest.
 FILLED = 0.7
 #: Copies of a thread and chunk that are unrolled.
@@ -95,24 +90,19 @@ class CudaPattern(Template):
             "order": ("groups", "tiles"),
             "blocks_per_sm": (0, 2, 3, 4),
             "rotate": (0, 1),
-            "kernels": tuple(kernels for kernels in pattern_tile.KERNELS if kernels <= workload.k),
         }
 
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
         own, budget = reads_own_pixel(workload), min(STAGED_BYTES, shared_limit(target))
         threads = min(THREADS, thread_limit(target))
         tile = (1, 1, threads) if own else pattern_tile.best_tile(workload, threads, budget)
-        row_nonzeros = density * math.prod(workload.filter_shape[1:])
-        code = BYTES_PER_NONZERO * row_nonzeros * workload.k
+        code = BYTES_PER_NONZERO * density * math.prod(workload.filter_shape)
         group = pattern_tile.most_rows(workload, code)
         pixels = workload.n * workload.p * workload.q
         filled = pixels * -(-workload.k // group) >= FILLED * pattern_tile.PROCESSORS * threads
         if not filled:
             group = pattern_tile.best_rows(workload, density, tile, not own)
-        if row_nonzeros * workload.k > FEW_NONZEROS_A_KERNEL:
-            group = pattern_tile.rows_of_parts(workload, group, row_nonzeros, FEW_NONZEROS_A_KERNEL)
-        kernels = pattern_tile.kernels_within(workload, group, row_nonzeros, FEW_NONZEROS_A_KERNEL)
-        threads = pattern_tile.fill(workload, group * kernels, threads)
+        threads = pattern_tile.fill(workload, group, threads)
         channels, stages = workload.c_per_group, 0
         if not own:
             tile = pattern_tile.best_tile(workload, threads, budget)
@@ -131,7 +121,6 @@ class CudaPattern(Template):
             "order": "groups" if code > pattern_tile.CACHED_CODE_BYTES else "tiles",
             "blocks_per_sm": pattern_tile.resident_blocks(group, not own) if filled else 0,
             "rotate": 0,
-            "kernels": kernels,
         }
 
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> PatternTiling:  # type: ignore[override]
@@ -143,48 +132,25 @@ class CudaPattern(Template):
         """Shared memory of a block."""
         return pattern_tile.shared_bytes(tiling, int(knobs["stages"]))
 
-    def smaller(self, workload: ConvWorkload, knobs: Knobs) -> dict[str, int | str] | None:
-        """More kernels, for a filter most of whose nonzeros are in a few output channels."""
-        most = self.tiling(workload, knobs).row_groups
-        more = (kernels for kernels in pattern_tile.KERNELS if int(knobs["kernels"]) < kernels <= most)
-        return next(({**knobs, "kernels": kernels} for kernels in more), None)
+    def kernel(self, workload: ConvWorkload, weight: NDArray, target: Target, knobs: Knobs | None = None) -> Kernel:
+        """Schedule the convolution and write the nonzeros of `weight` into it.
 
-    def _kernel(self, workload: ConvWorkload, weight: NDArray, target: Target, chosen: dict[str, int | str]) -> Kernel:
-        """Schedule the convolution and write the nonzeros of `weight` into it."""
+        Raises
+        ------
+        InputError
+            As Template.kernel.
+        """
+        chosen = self.checked_knobs(workload, weight, target, knobs)
         tiling = self.tiling(workload, chosen)
         scheduled = self.schedule(pattern_conv2d(tiling), tiling, chosen, target)
-        padded, kernels = pad_filter(weight, tiling), int(chosen["kernels"])
-        parts = even_parts(tiling.row_groups, kernels)
-        rows = tiling.rows_per_group
-        most = max(int(np.count_nonzero(padded[part.start * rows : part.stop * rows])) for part in parts)
-        if most > MOST_NONZEROS_A_KERNEL:
-            raise InputError(
-                f"{workload}: one of {kernels} kernels would have {most} nonzeros, {MOST_NONZEROS_A_KERNEL} at most: "
-                f"choose more kernels or fewer rows_per_group, or another template than {self.name}"
-            )
-        func = in_turn([self._of_groups(scheduled, part, padded, tiling, chosen) for part in parts])
-        return self.finished(workload, chosen, func, PatternFilter(int(np.count_nonzero(weight))))
-
-    def _of_groups(
-        self, scheduled: tirx.PrimFunc, groups: range, weight: NDArray, tiling: PatternTiling, knobs: Knobs
-    ) -> tirx.PrimFunc:
-        """The kernel of some of the row groups."""
-        tiles, all_groups = math.prod(tiling.grid), tiling.row_groups
-
-        def place(block: Any) -> Any:
-            if knobs["order"] == "groups":
-                return block + groups.start * tiles
-            return block // len(groups) * all_groups + block % len(groups) + groups.start
-
-        func = some_blocks(scheduled, len(groups) * tiles, place) if len(groups) < all_groups else scheduled
-        func = evaluate_pattern(func, weight, tiling.rows_per_group, tiling.channels, groups)
-        if int(knobs["rotate"]):
+        func = evaluate_pattern(scheduled, pad_filter(weight, tiling), tiling.rows_per_group, tiling.channels)
+        if int(chosen["rotate"]):
             func = rotate_chunks(func, pattern_tile.PROCESSORS)
-        if int(knobs["stages"]) == 2:
+        if int(chosen["stages"]) == 2:
             func = copy_ahead(func, find_buffer(func, "tile_shared.dyn"))
-        if blocks := int(knobs["blocks_per_sm"]):
+        if blocks := int(chosen["blocks_per_sm"]):
             func = keep_resident(func, blocks)
-        return func
+        return self.finished(workload, chosen, func, PatternFilter(int((weight != 0).sum())))
 
     def schedule(self, conv: DirectConv, tiling: PatternTiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
         """The schedule of any filter of this shape, its parameter "weight" still to be evaluated."""
@@ -249,7 +215,6 @@ class CudaPattern(Template):
             "threads a block": (tiling.pixels, thread_limit(target)),
             "bytes of shared memory a block": (self.shared_bytes(tiling, knobs), shared_limit(target)),
             "sums a thread": (group, pattern_tile.MOST_SUMS),
-            "kernels": (int(knobs["kernels"]), tiling.row_groups),
         }
         for what, (needed, allowed) in limits.items():
             if needed > allowed:

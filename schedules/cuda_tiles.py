@@ -66,9 +66,8 @@ def pair_options(workload: ConvWorkload) -> tuple[str, ...]:
 
 
 def default_pairs(workload: ConvWorkload) -> dict[str, int | str]:
-    """The knob "pairs" that is fast and exact, if there is one."""
-    options = pair_options(workload)
-    return {"pairs": options[min(1, len(options) - 1)]} if options else {}
+    """The knob "pairs" of a layer that was never tuned: single elements, since pairs have not run on a GPU yet."""
+    return {"pairs": NO_PAIRS} if pair_options(workload) else {}
 
 
 def check_pairs(workload: ConvWorkload, knobs: Knobs, longest_row: int) -> None:

@@ -28,9 +28,7 @@ def mark_pattern(sch: s_tir.Schedule, loop: Any) -> None:
     sch.annotate(loop, PATTERN, 1)
 
 
-def evaluate_pattern(
-    func: tirx.PrimFunc, weight: NDArray, rows_per_group: int, channels: int, row_groups: range
-) -> tirx.PrimFunc:
+def evaluate_pattern(func: tirx.PrimFunc, weight: NDArray, rows_per_group: int, channels: int) -> tirx.PrimFunc:
     """Replace the marked loops by code for the nonzeros of `weight`, and drop the parameter "weight".
 
     Parameters
@@ -38,13 +36,10 @@ def evaluate_pattern(
     weight : (row groups x rows_per_group, chunks x channels, r, s)
     rows_per_group : output channels of a block
     channels : input channels of a chunk
-    row_groups : those that the blocks of `func` work on
     """
 
     def rewrite(loop: tirx.For) -> Any:
-        if PATTERN not in loop.annotations:
-            return loop
-        return _Pattern(loop, weight, rows_per_group, channels).code(row_groups)
+        return _Pattern(loop, weight, rows_per_group, channels).code() if PATTERN in loop.annotations else loop
 
     body = tvm_ffi.structural_map(func.body, (tirx.For, rewrite), order="post")
     kept = [param for param in func.params if param.name != "weight"]
@@ -77,10 +72,10 @@ class _Pattern:
         point = [(var, tirx.const(at, "int32")) for var, at in zip(self.loops, (v, c, r, s), strict=True)]
         return self.analyzer.simplify(_substitute(_substitute(expr, self.values), point))
 
-    def code(self, row_groups: range) -> Any:
+    def code(self) -> Any:
         group = self.analyzer.simplify(self.at(self.loads["weight"].indices[0]) // self.rows)
         chunk = self.analyzer.simplify(self.at(self.loads["weight"].indices[1]) // self.channels)
-        chunks = range(self.weight.shape[1] // self.channels)
+        groups, chunks = self.weight.shape[0] // self.rows, self.weight.shape[1] // self.channels
         element = self.loads["element"]
         first = [self.at(index) for index in element.indices]
         # The bases of the indices that vary: one register each, to which every load adds a number.
@@ -111,7 +106,7 @@ class _Pattern:
                     code.append(tirx.BufferStore(sums[v], tirx.BufferLoad(sums[v], [0]) + term, [0]))
             return code + [tirx.BufferStore(part, tirx.BufferLoad(sums[v], [0]), places[v]) for v in used]
 
-        tree = _choose(group, row_groups, lambda g: _choose(chunk, chunks, lambda ch: leaf(g, ch)))
+        tree = _choose(group, range(groups), lambda g: _choose(chunk, range(chunks), lambda ch: leaf(g, ch)))
         regions = [whole(self.store.buffer), whole(element.source)]
         # Stated regions keep TVM 0.27 from the union of thousands of accesses, a quarter of a minute.
         stated = {"explicit_read_region": [0, 1], "explicit_write_region": [0]}

@@ -11,7 +11,6 @@ WARP = 32
 #: Multiprocessors of a large GPU, and warps that one starts at a time: a block of a multiple of them loses none.
 PROCESSORS, WARPS_AT_A_TIME = 132, 4
 IMAGES = (1, 2, 4, 8)
-KERNELS = (1, 2, 3, 4, 6, 8)
 #: Code that a multiprocessor's instruction cache holds.
 CACHED_CODE_BYTES = 100 * 1024
 #: Sums of a thread, and how many leave registers for more than one block a multiprocessor.
@@ -79,23 +78,6 @@ def most_rows(workload: ConvWorkload, code_bytes: float) -> int:
     """
     most = FEW_SUMS if code_bytes <= CACHED_CODE_BYTES else FEW_SUMS // 2
     return max(size for size in row_groups(workload) if size <= most)
-
-
-def rows_of_parts(workload: ConvWorkload, rows: int, row_nonzeros: float, most_nonzeros: int) -> int:
-    """`rows`, or fewer output channels a group, for a layer of several kernels of so many nonzeros at most.
-
-    A kernel takes as long as its blocks take to fetch the code of a group, however few groups it has.
-    """
-    sizes = [size for size in row_groups(workload) if size <= FEW_SUMS // 4] or row_groups(workload)[:1]
-    return min(rows, max((size for size in sizes if size * row_nonzeros <= most_nonzeros), default=sizes[0]))
-
-
-def kernels_within(workload: ConvWorkload, rows: int, row_nonzeros: float, most_nonzeros: int) -> int:
-    """The fewest kernels of so many nonzeros at most, as far as there are row groups for them."""
-    groups = -(-workload.k // rows)
-    able = [kernels for kernels in KERNELS if kernels <= groups]
-    within = (kernels for kernels in able if -(-groups // kernels) * rows * row_nonzeros <= most_nonzeros)
-    return next(within, able[-1])
 
 
 def resident_blocks(rows: int, staged: bool) -> int:

@@ -11,15 +11,13 @@ import tvm
 from tvm.target import Target
 
 from tests.cases import Case, seeded
-from tests.cuda_on_cpu import cuda_source, launches
+from tests.cuda_on_cpu import cuda_source
 from tests.schedules.running import GPU, kernel, run_kernel
 from tests.schedules.test_cuda_limits import LARGE, SHAPES, SMALL_GPU, gpu, has_cuda
 from tests.schedules.test_templates import check, drawn_knobs
 from tvm_sparse.compute.pattern_conv import PatternTiling, pattern_conv2d
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import pattern_tile, template
-from tvm_sparse.schedules.cuda_pattern import FEW_NONZEROS_A_KERNEL
-from tvm_sparse.schedules.launches import even_parts
 from tvm_sparse.schedules.pattern_tile import best_tile, channels_within, row_groups
 from tvm_sparse.tvm_support import check_cuda_modules, cuda_build
 from tvm_sparse.workload import ConvWorkload, Epilogue
@@ -28,8 +26,6 @@ needs_gcc = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here"
 PATTERN = template("cuda_pattern")
 FULL = Epilogue(bias=True, residual=True, activation="relu")
 LAYER = ConvWorkload(3, 12, 9, 11, 20, 3, 3, padding=(1, 1, 1, 1), epilogue=FULL)
-#: Row groups of each kernel.
-GROUPS_OF_FIVE = {2: [2, 3], 4: [1, 1, 1, 2]}
 POINTWISE = ConvWorkload(3, 12, 9, 11, 20, 1, 1, epilogue=FULL)
 
 
@@ -49,29 +45,6 @@ def test_blocks_may_start_at_different_chunks(stages, channels, monkeypatch):
     monkeypatch.setattr(pattern_tile, "PROCESSORS", 2)
     changes = {"images": 1, "rows": 4, "cols": 8, "channels": channels, "rows_per_group": 8, "rotate": 1}
     assert check("cuda_pattern", Case(LAYER, 0.2, "", 1), GPU, **changes, stages=stages)
-
-
-@needs_gcc
-@pytest.mark.parametrize("order", ["groups", "tiles"])
-@pytest.mark.parametrize("kernels", [2, 4])
-@pytest.mark.parametrize("stages", [1, 2])
-def test_row_groups_are_split_over_kernels(stages, kernels, order):
-    changes = {"images": 2, "rows": 4, "cols": 8, "channels": 5, "rows_per_group": 4, "blocks_per_sm": 2}
-    case = Case(LAYER, 0.2, "rows and channels", 1)  # five row groups, so no kernel has as many as another
-    built = kernel("cuda_pattern", case, GPU, **changes, stages=stages, order=order, kernels=kernels)
-    assert [blocks for blocks, _ in launches(built.func)] == [12 * groups for groups in GROUPS_OF_FIVE[kernels]]
-    assert case.wrong(run_kernel(built, case, GPU)) is None
-
-
-@needs_gcc
-@pytest.mark.parametrize("kernels", [2, 3])
-def test_kernels_of_a_layer_that_stages_nothing_or_has_conv_groups_or_rotates(kernels, monkeypatch):
-    monkeypatch.setattr(pattern_tile, "PROCESSORS", 2)
-    changes = {"cols": 32, "rows_per_group": 4, "kernels": kernels}
-    assert check("cuda_pattern", Case(POINTWISE, 0.3, "", 1), GPU, **changes, images=1, rows=1, channels=12, stages=0)
-    assert check("cuda_pattern", Case(LAYER, 0.2, "", 1), GPU, **changes, rows=3, channels=3, stages=2, rotate=1)
-    grouped = ConvWorkload(2, 8, 9, 9, 24, 3, 3, groups=2, epilogue=FULL)
-    assert check("cuda_pattern", Case(grouped, 0.3, "", 1), GPU, **changes, rows=2, channels=2, stages=2)
 
 
 @needs_gcc
@@ -117,38 +90,11 @@ def test_too_many_nonzeros_are_refused():
         PATTERN.kernel(workload, np.ones(workload.filter_shape, np.float32), GPU)
 
 
-def test_the_default_splits_many_nonzeros_over_kernels():
-    workload = ConvWorkload(32, 256, 14, 14, 256, 3, 3, padding=(1, 1, 1, 1))
-    for density in (0.02, 0.05, 0.1, 0.169):
-        knobs = PATTERN.default(workload, density, GPU)
-        row = density * 256 * 9
-        groups = PATTERN.tiling(workload, knobs).row_groups
-        most = max(len(part) for part in even_parts(groups, int(knobs["kernels"]))) * int(knobs["rows_per_group"]) * row
-        assert most <= FEW_NONZEROS_A_KERNEL
-        assert knobs["kernels"] == 1 or row * 256 > FEW_NONZEROS_A_KERNEL
-    narrow = ConvWorkload(32, 512, 14, 14, 32, 3, 3, padding=(1, 1, 1, 1))
-    assert 4608 * 0.5 * int(PATTERN.default(narrow, 0.5, GPU)["rows_per_group"]) <= FEW_NONZEROS_A_KERNEL
-
-
-def test_kernels_of_too_many_nonzeros_are_refused_or_split_further():
-    workload = ConvWorkload(1, 512, 3, 3, 64, 3, 3)
-    weight = np.zeros(workload.filter_shape, np.float32)
-    weight[:16] = np.random.default_rng(0).random(weight[:16].shape) < 0.5
-    knobs = PATTERN.default(workload, float((weight != 0).mean()), GPU)
-    knobs = {**knobs, "rows_per_group": 4}
-    with pytest.raises(InputError, match=r"one of 2 kernels would have \d+ nonzeros, 32000 at most: choose more"):
-        PATTERN.kernel(workload, weight, GPU, {**knobs, "kernels": 2})
-    assert PATTERN.smaller(workload, {**knobs, "kernels": 2}) == {**knobs, "kernels": 3}
-    assert PATTERN.smaller(workload, {**knobs, "kernels": 8}) is None
-    assert PATTERN.smaller(workload, {**knobs, "rows_per_group": 32, "kernels": 2}) is None
-
-
 @pytest.mark.parametrize(
     ("workload", "changes", "message"),
     [
         (LAYER, {"images": 4, "rows": 9, "cols": 64}, "threads a block"),
         (LAYER, {"rows_per_group": 200}, "sums a thread"),
-        (LAYER, {"rows_per_group": 8, "kernels": 4}, "4 kernels, 3 at most"),
         (ConvWorkload(1, 512, 56, 56, 8, 3, 3), {"rows": 16, "cols": 56, "channels": 512}, "bytes of shared memory"),
         (ConvWorkload(1, 8, 9, 9, 12, 3, 3, groups=2), {"rows_per_group": 4}, "reach over two groups"),
         (ConvWorkload(1, 8, 9, 9, 12, 3, 3, dtype="float16"), {"stages": 2}, "two stages need elements of 4 bytes"),

@@ -28,7 +28,6 @@ KERNELS = {
     ),
     "cuda_pixel_nonzero_blocks": (GPU, 0.1, {"split_over": "blocks"}),
     "cuda_pattern": (GPU, 0.02, {"rows_per_group": 8, "stages": 2}),
-    "cuda_pattern_kernels": (GPU, 0.005, {"rows_per_group": 8, "stages": 2, "kernels": 2}),
     "fallback": (AVX512, 0.1, {}),
     "fallback_cuda": (GPU, 0.1, {}),
 }

@@ -89,7 +89,7 @@ def test_pairs_are_summed_right(name, dtype):
 def test_the_default_is_right(case):
     assume(pair_axis(case.workload))
     built = kernel("cuda_pixel", case, GPU)
-    assert built.knobs["pairs"] == "float32"
+    assert built.knobs["pairs"] == "no"
     assert case.wrong(run_kernel(built, case, GPU)) is None
 
 
