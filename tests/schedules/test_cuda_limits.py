@@ -83,7 +83,7 @@ def test_the_default_fits_whatever_the_workload(name, shape, limits):
             assert warps * 32 <= limits.get("max_threads_per_block", 1024)
     else:
         assert "shared memory" in str(chosen.applies(workload, target))
-        assert select(workload, 0.1, target).name == "fallback"
+        assert select(workload, 0.1, target).name not in ("cuda_pixel", "cuda_pixel_nonzero")
 
 
 def test_the_default_is_always_accepted_on_a_small_gpu():
