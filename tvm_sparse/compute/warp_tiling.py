@@ -188,7 +188,9 @@ class WarpTiling:
         """Elements from row to row and from image to image: the least that spread a warp over all banks."""
         width, step = self.copy_width, self.copy_width
         if self.whole_planes:
-            plane = -(-((self.channels - 1) * self.workload.q + self._last[2] + 1) // width) * width
+            # Threads of rows beyond the only one read on, too.
+            reach = (self.channels - 1 + self._last[1]) * self.workload.q + self._last[2] + 1
+            plane = -(-reach // width) * width
             options = [(self.workload.q, plane + pad) for pad in range(0, BANKS if self.lanes[0] > 1 else 1, step)]
         else:
             narrow, height = -(-self.col_axis.size // width) * width, self.row_axis.size
