@@ -2,8 +2,8 @@
 
 The bound of all of them is the bandwidth of shared memory: a nonzero costs a warp one load of its value and offset and
 one load for each of the thread's pixels. On top come the copies into shared memory, what is paid per row and per chunk,
-too few warps to hide a load's latency, and multiprocessors without work. Constants were fitted to times on an H200
-(docs/gpu-performance.md).
+too few warps to hide a load's latency, and multiprocessors without work. The constants are
+estimates, held against times on an H200 (docs/gpu-performance.md).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from itertools import product
 from tvm.target import Target
 
 from tvm_sparse.compute.pair_tiling import PAIR, PairTiling, words_of
-from tvm_sparse.compute.warp_tiling import ELEMENT_BYTES, WARP, WarpTiling
+from tvm_sparse.compute.warp_tiling import WARP, WarpTiling
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import cuda_tiles as tiles
 from tvm_sparse.schedules.base import Knobs
-from tvm_sparse.workload import ConvWorkload
+from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
 #: A large GPU of today.
 MULTIPROCESSORS, SHARED_BYTES, THREADS = 132, 227 * 1024, 2048

@@ -24,7 +24,6 @@ from tvm.target import Target
 from tvm_sparse.compute.direct_conv import DirectConv
 from tvm_sparse.compute.pattern_conv import (
     BYTES_PER_NONZERO,
-    DTYPE_BYTES,
     PatternFilter,
     PatternTiling,
     pad_filter,
@@ -40,7 +39,7 @@ from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
 from tvm_sparse.schedules.pattern_code import evaluate_pattern, mark_pattern
 from tvm_sparse.schedules.primitives import declare_whole_read
 from tvm_sparse.schedules.storage import find_buffer, keep_resident, replace_buffer
-from tvm_sparse.workload import ConvWorkload
+from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
 #: What nvcc compiles in about a minute.
 MOST_NONZEROS = 32_000
@@ -58,8 +57,8 @@ class CudaPattern(Template):
     def applies(self, workload: ConvWorkload, target: Target) -> str | None:
         if target.kind.name != "cuda":
             return f"target {target.kind.name} is not a CUDA GPU"
-        if workload.dtype not in DTYPE_BYTES:
-            return f"only {' and '.join(DTYPE_BYTES)}, not {workload.dtype}"
+        if workload.dtype not in ELEMENT_BYTES:
+            return f"only {' and '.join(ELEMENT_BYTES)}, not {workload.dtype}"
         if thread_limit(target) < pattern_tile.WARP:
             return f"blocks of {thread_limit(target)} threads hold no warp"
         smallest = pattern_tile.smallest_bytes(workload)
@@ -241,4 +240,4 @@ def _own_storage(func: tirx.PrimFunc, tiling: PatternTiling, stages: int) -> tir
 def _copies_ahead(workload: ConvWorkload, target: Target) -> bool:
     """Whether elements are as large as the smallest asynchronous copy, and the GPU has it."""
     version = "".join(filter(str.isdigit, str(target.attrs.get("arch", ""))))
-    return DTYPE_BYTES[workload.dtype] == COPY_BYTES and int(version or 0) >= 80
+    return ELEMENT_BYTES[workload.dtype] == COPY_BYTES and int(version or 0) >= 80

@@ -3,9 +3,9 @@
     block = (images, group, tile of pixels, output channels):
         for chunk of channels:
             tile := input of this tile and chunk                                               (shared memory)
-            near := values and offsets of the block's row blocks in this chunk                 (shared memory)
+            values, offsets := those of the block's row blocks in this chunk                   (shared memory)
             warp = row blocks kb, lane = pixel, thread = its own pixels f:
-                part[kb, v, f] += Σ_j near_values[j, v] * tile[near_offsets[j] + f]            (registers)
+                part[kb, v, f] += Σ_j values[j, v] * tile[offsets[j] + f]                      (registers)
         out := activation(part + bias + residual)
 
 A nonzero costs a warp one broadcast load of its value and offset, and one conflict-free load of the tile for every 32

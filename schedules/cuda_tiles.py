@@ -10,12 +10,12 @@ from tvm.target import Target
 
 from tvm_sparse.compute.packed_filter import SEGMENT_MULTIPLE
 from tvm_sparse.compute.pair_tiling import PAIR, PairTiling, pair_axis
-from tvm_sparse.compute.warp_tiling import ELEMENT_BYTES, WARP, Extents, WarpTiling
+from tvm_sparse.compute.warp_tiling import WARP, Extents, WarpTiling
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules.base import Knobs
 from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
 from tvm_sparse.schedules.row_order import balanced_order
-from tvm_sparse.workload import ConvWorkload
+from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
 #: Sums a thread may keep in registers, and products the loop over nonzeros is unrolled to: more compile for minutes.
 MOST_SUMS = 128

@@ -15,6 +15,7 @@ from tvm.backend.cuda.op import cuda_func_call
 from tvm.script import tirx as T
 
 from tvm_sparse.compute.pair_tiling import PAIR
+from tvm_sparse.schedules.blocks import changed_block
 
 PAIR_SUM, INTERLEAVE = "pair_sum", "interleave"
 #: Words of the longest vector that TVM can put together of 16-bit elements.
@@ -67,13 +68,8 @@ def use_pairs(func: tirx.PrimFunc) -> tirx.PrimFunc:
     body = tvm_ffi.structural_map(func.body, [(tirx.For, rewrite), (tirx.SeqStmt, flat)], order="post")
     if not held:
         return func.with_body(body)
-    root = _changed(body.block, alloc_buffers=[*body.block.alloc_buffers, *held])
+    root = changed_block(body.block, alloc_buffers=[*body.block.alloc_buffers, *held])
     return func.with_body(s_tir.SBlockRealize(body.iter_values, body.predicate, root))
-
-
-def _changed(block: s_tir.SBlock, **changes: Any) -> s_tir.SBlock:
-    names = ("iter_vars", "reads", "writes", "name_hint", "body", "init", "alloc_buffers", "match_buffers")
-    return s_tir.SBlock(*(changes.get(name, getattr(block, name)) for name in (*names, "annotations")))
 
 
 def _at_first(realize: s_tir.SBlockRealize, loop_vars: list[Any], **changes: Any) -> s_tir.SBlockRealize:
@@ -85,7 +81,7 @@ def _at_first(realize: s_tir.SBlockRealize, loop_vars: list[Any], **changes: Any
     return s_tir.SBlockRealize(
         [tvm_ffi.structural_map(value, (tirx.Var, first), order="post") for value in realize.iter_values],
         tvm_ffi.structural_map(realize.predicate, (tirx.Var, first), order="post"),
-        _changed(realize.block, **changes),
+        changed_block(realize.block, **changes),
     )
 
 
@@ -194,7 +190,7 @@ def _renamed(nest: Any) -> Any:
         ]
         names.extend((each.var, own.var) for each, own in zip(block.iter_vars, iter_vars, strict=True))
         body, reads, writes = rename(block.body), ranges(block.reads), ranges(block.writes)
-        changed = _changed(block, iter_vars=iter_vars, reads=reads, writes=writes, body=body)
+        changed = changed_block(block, iter_vars=iter_vars, reads=reads, writes=writes, body=body)
         return s_tir.SBlockRealize(values, predicate, changed)
 
     return walk(nest)

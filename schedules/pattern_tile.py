@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from tvm_sparse.compute.pattern_conv import DTYPE_BYTES, PatternTiling, reads_own_pixel
-from tvm_sparse.workload import ConvWorkload
+from tvm_sparse.compute.pattern_conv import PatternTiling, reads_own_pixel
+from tvm_sparse.compute.warp_tiling import WARP
+from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
-WARP = 32
 #: Multiprocessors of a large GPU, and warps that one starts at a time: a block of a multiple of them loses none.
 PROCESSORS, WARPS_AT_A_TIME = 132, 4
 IMAGES = (1, 2, 4, 8)
@@ -22,7 +22,7 @@ INSTRUCTION_BYTES, CODE_BYTES_A_CLOCK, L2_BYTES_A_CLOCK = 16, 2, 22
 
 def shared_bytes(tiling: PatternTiling, stages: int) -> int:
     """Shared memory of a block."""
-    return tiling.elements * stages * DTYPE_BYTES[tiling.workload.dtype]
+    return tiling.elements * stages * ELEMENT_BYTES[tiling.workload.dtype]
 
 
 def smallest_bytes(workload: ConvWorkload) -> int:
@@ -64,7 +64,7 @@ def best_rows(workload: ConvWorkload, density: float, tile: tuple[int, int, int]
         nonzeros, loads = density * row * rows, (1 - (1 - density) ** rows) * row
         copied = tiling.input_elements * workload.c_per_group if staged else loads * tiling.pixels
         instructions = nonzeros + loads + EPILOGUE * rows + (COPY * copied / tiling.pixels if staged else 0)
-        traffic = copied * DTYPE_BYTES[workload.dtype] / L2_BYTES_A_CLOCK
+        traffic = copied * ELEMENT_BYTES[workload.dtype] / L2_BYTES_A_CLOCK
         run = blocks * max(warps * instructions / WARPS_AT_A_TIME, warps * loads, traffic)
         return run + INSTRUCTION_BYTES * (nonzeros + loads) / CODE_BYTES_A_CLOCK
 

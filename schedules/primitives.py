@@ -9,6 +9,8 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import _ffi_api as schedule_ffi
 
+from tvm_sparse.schedules.blocks import changed_block
+
 ROW_LENGTH = "row_length"
 #: The arrays a row's length is read from: where the filter lies, or staged.
 ROW_LENGTHS = ("counts", "rows")
@@ -116,16 +118,6 @@ def branch_copies(func: tirx.PrimFunc) -> tirx.PrimFunc:
             tirx.BufferStore(store.buffer, inside, store.indices),
             tirx.BufferStore(store.buffer, outside, store.indices),
         )
-        return s_tir.SBlock(
-            block.iter_vars,
-            block.reads,
-            block.writes,
-            block.name_hint,
-            body,
-            block.init,
-            block.alloc_buffers,
-            block.match_buffers,
-            block.annotations,
-        )
+        return changed_block(block, body=body)
 
     return func.with_body(tvm_ffi.structural_map(func.body, (s_tir.SBlock, in_block), order="post"))

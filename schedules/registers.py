@@ -8,6 +8,9 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
+from tvm_sparse.schedules.blocks import changed_block
+from tvm_sparse.schedules.storage import find_buffer
+
 
 def keep_own_lane(func: tirx.PrimFunc, buffer: str, dim: int = -1) -> tirx.PrimFunc:
     """Drop dimension `dim` (from the end), the lanes of a warp, from a thread-local buffer.
@@ -16,13 +19,7 @@ def keep_own_lane(func: tirx.PrimFunc, buffer: str, dim: int = -1) -> tirx.PrimF
     threads, each on its own, which hides from TVM 0.27 that a thread needs one lane only: it would give each thread all
     of them, in slow memory.
     """
-    found: list[Any] = []
-    tvm_ffi.structural_walk(
-        func.body,
-        (s_tir.SBlock, lambda block: found.extend(b for b in block.alloc_buffers if b.name == buffer)),
-        order="pre",
-    )
-    (whole,) = found
+    whole = find_buffer(func, buffer)
     own = tirx.decl_buffer(_with(whole.shape, dim, 1), whole.dtype, whole.name, scope=whole.scope())
 
     def load(node: tvm.ir.TensorLoad) -> Any:
@@ -37,16 +34,11 @@ def keep_own_lane(func: tirx.PrimFunc, buffer: str, dim: int = -1) -> tirx.PrimF
         return tirx.BufferRegion(own, _with(node.region, dim, tvm.ir.Range(0, 1)))
 
     def block(node: s_tir.SBlock) -> s_tir.SBlock:
-        return s_tir.SBlock(
-            node.iter_vars,
-            [region(read) for read in node.reads],
-            [region(write) for write in node.writes],
-            node.name_hint,
-            node.body,
-            node.init,
-            [own if b.same_as(whole) else b for b in node.alloc_buffers],
-            node.match_buffers,
-            node.annotations,
+        return changed_block(
+            node,
+            reads=[region(read) for read in node.reads],
+            writes=[region(write) for write in node.writes],
+            alloc_buffers=[own if b.same_as(whole) else b for b in node.alloc_buffers],
         )
 
     rewrites = [(tvm.ir.TensorLoad, load), (tirx.BufferStore, store), (s_tir.SBlock, block)]

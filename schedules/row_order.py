@@ -7,10 +7,12 @@ warps, longest first, there and back again, where that helps; where each row bel
 from __future__ import annotations
 
 import numpy as np
-import tvm
 import tvm_ffi
 from numpy.typing import NDArray
 from tvm import s_tir, tirx
+
+from tvm_sparse.schedules.blocks import changed_block
+from tvm_sparse.schedules.storage import whole
 
 #: The longest block, or warp, must lose this share of its nonzeros, or what is looked up costs more than it saves.
 LEAST_BLOCK_GAIN, LEAST_WARP_GAIN = 0.04, 0.3
@@ -70,17 +72,6 @@ def store_in_order(func: tirx.PrimFunc) -> tirx.PrimFunc:
         image, row, *pixel = store.indices
         body = tirx.BufferStore(store.buffer, store.value, [image, order[row], *pixel])
         write = block.writes[0]
-        everywhere = [tvm.ir.Range(0, extent) for extent in store.buffer.shape]
-        return s_tir.SBlock(
-            block.iter_vars,
-            block.reads,
-            [tirx.BufferRegion(write.source, everywhere)],
-            block.name_hint,
-            body,
-            block.init,
-            block.alloc_buffers,
-            block.match_buffers,
-            block.annotations,
-        )
+        return changed_block(block, writes=[whole(write.source)], body=body)
 
     return func.with_body(tvm_ffi.structural_map(func.body, (s_tir.SBlock, in_block), order="post"))

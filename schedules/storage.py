@@ -9,6 +9,8 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
+from tvm_sparse.schedules.blocks import changed_block
+
 
 def find_buffer(func: tirx.PrimFunc, name: str) -> Any:
     """The buffer of this name that a block of `func` allocates."""
@@ -34,16 +36,11 @@ def replace_buffer(
         return tirx.BufferStore(new, node.value, place(list(node.indices))) if node.buffer.same_as(old) else node
 
     def block(node: s_tir.SBlock) -> s_tir.SBlock:
-        return s_tir.SBlock(
-            node.iter_vars,
-            [whole(new) if region.source.same_as(old) else region for region in node.reads],
-            [whole(new) if region.source.same_as(old) else region for region in node.writes],
-            node.name_hint,
-            node.body,
-            node.init,
-            [new if buffer.same_as(old) else buffer for buffer in node.alloc_buffers],
-            node.match_buffers,
-            node.annotations,
+        return changed_block(
+            node,
+            reads=[whole(new) if region.source.same_as(old) else region for region in node.reads],
+            writes=[whole(new) if region.source.same_as(old) else region for region in node.writes],
+            alloc_buffers=[new if buffer.same_as(old) else buffer for buffer in node.alloc_buffers],
         )
 
     rewrites = [(tvm.ir.TensorLoad, load), (tirx.BufferStore, store), (s_tir.SBlock, block)]

@@ -8,6 +8,9 @@ from tvm_sparse.errors import InputError
 
 ACTIVATIONS = ("relu", "relu6", "clip", "silu", "hard_swish")
 
+#: Bytes of an element, of the dtypes that GPU templates store.
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
 
 @dataclass(frozen=True)
 class Epilogue:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-from tvm_sparse.workload import ConvWorkload
+from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
 OPERAND_BYTES_PER_CLOCK = 128
 PLACE_BYTES = 4
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 #: float32 multiply-adds of an SM in one clock, by compute capability; 128 where not named.
 LANES = {"8.0": 64}
 _ATTRIBUTES = {"clock_khz": 13, "sms": 16, "memory_khz": 36, "bus_bits": 37, "major": 75, "minor": 76}
@@ -46,7 +45,7 @@ class Device:
         return 2 * self.memory_khz * 1e3 * self.bus_bits / 8
 
     def operand_flop_per_s(self, dtype: str) -> float:
-        return 2 * self.sms * OPERAND_BYTES_PER_CLOCK / DTYPE_BYTES[dtype] * self.clock_hz
+        return 2 * self.sms * OPERAND_BYTES_PER_CLOCK / ELEMENT_BYTES[dtype] * self.clock_hz
 
     @property
     def flop_per_s(self) -> float:
@@ -57,7 +56,7 @@ def bounds_us(device: Device, workload: ConvWorkload, nnz: int) -> dict[str, flo
     """The least time each limit allows, in microseconds."""
     pixels = workload.n * workload.p * workload.q
     flop = 2 * nnz * pixels
-    size = DTYPE_BYTES[workload.dtype]
+    size = ELEMENT_BYTES[workload.dtype]
     elements = workload.n * workload.c * workload.h * workload.w + workload.k * pixels
     moved = size * elements + (size + PLACE_BYTES) * nnz
     return {

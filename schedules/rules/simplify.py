@@ -5,6 +5,8 @@ from __future__ import annotations
 import tvm_ffi
 from tvm import s_tir, sym, tirx
 
+from tvm_sparse.schedules.blocks import changed_block
+
 
 def simplify_blocks(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """Simplify what every block stores; an index clamped to a range it never leaves loses the clamp.
@@ -27,16 +29,6 @@ def simplify_blocks(func: tirx.PrimFunc) -> tirx.PrimFunc:
 
         value = tvm_ffi.structural_map(analyzer.simplify(block.body.value), (tirx.Div, on_div), order="post")
         body = tirx.BufferStore(block.body.buffer, value, block.body.indices)
-        return s_tir.SBlock(
-            block.iter_vars,
-            block.reads,
-            block.writes,
-            block.name_hint,
-            body,
-            block.init,
-            block.alloc_buffers,
-            block.match_buffers,
-            block.annotations,
-        )
+        return changed_block(block, body=body)
 
     return tvm_ffi.structural_map(func, (s_tir.SBlock, on_block), order="post")

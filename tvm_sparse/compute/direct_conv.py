@@ -27,7 +27,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from tvm_sparse.compute.epilogue import apply_epilogue
+from tvm_sparse.compute.epilogue import output_stage
 from tvm_sparse.compute.geometry import Source, Tiling
 from tvm_sparse.compute.packed_filter import ROW_START, PackedFilter, StagedFilter
 from tvm_sparse.compute.pair_tiling import PAIR, PairTiling
@@ -110,27 +110,14 @@ def direct_conv2d(
 
         total = te.compute((image_tiles, *shape), add_splits, name="sum", varargs_names=pixel_axes)
 
-    epilogue = workload.epilogue
-    bias = te.placeholder((workload.k,), dtype, name="bias") if epilogue.bias else None
-    out_shape = (n, workload.k, workload.p, workload.q)
-    residual = te.placeholder(out_shape, dtype, name="residual") if epilogue.residual else None
-
     order = filter_args[3] if isinstance(packed, StagedFilter) and packed.order is not None else None
 
-    def output(i: Any, k: Any, p: Any, q: Any) -> Any:
-        channel = order[k] if order is not None else k
+    def summed(i: Any, k: Any, p: Any, q: Any) -> Any:
         at = (k // vector, k % vector, p // tiling.rows, q // tiling.cols, *tiling.pixel_index(i, p, q))
-        y = total[(i // tiling.images, *at)] if tiling.splits > 1 else part[(i // tiling.images, 0, *at)]
-        if bias is not None:
-            y = y + bias[channel].astype("float32")
-        if residual is not None:
-            y = y + residual[i, channel, p, q].astype("float32")
-        return apply_epilogue(y, epilogue).astype(dtype)
+        return total[(i // tiling.images, *at)] if tiling.splits > 1 else part[(i // tiling.images, 0, *at)]
 
-    out = te.compute(out_shape, output, name="out")
-    optional = [tensor for tensor in (bias, residual) if tensor is not None]
     entries = packed.offsets.shape[-1] if isinstance(packed, StagedFilter) else 0
-    return DirectConv([x, *filter_args, *optional, out], entries, packed.longest_row)
+    return DirectConv([x, *filter_args, *output_stage(workload, summed, order)], entries, packed.longest_row)
 
 
 #: (tile and chunk, offset and address, pixel) -> the element of the input that stands there.

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvm_sparse.compute.geometry import Source
-from tvm_sparse.compute.warp_tiling import ELEMENT_BYTES, Extents, WarpTiling
+from tvm_sparse.compute.warp_tiling import Extents, WarpTiling
 from tvm_sparse.errors import InputError
-from tvm_sparse.workload import ConvWorkload
+from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
 #: Pixels of a word.
 PAIR = 2

@@ -21,15 +21,14 @@ from numpy.typing import NDArray
 from tvm import te, tirx
 
 from tvm_sparse.compute.direct_conv import DirectConv
-from tvm_sparse.compute.epilogue import apply_epilogue
+from tvm_sparse.compute.epilogue import output_stage
+from tvm_sparse.compute.warp_tiling import BANK_BYTES, BANKS
 from tvm_sparse.errors import InputError
-from tvm_sparse.workload import ConvWorkload
+from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
 #: What a multiply-add and its share of the loads take in a program, in bytes (measured: 19 to 23).
 BYTES_PER_NONZERO = 21
-BANKS, BANK_BYTES = 32, 4
 MOST_INTERLEAVED, TOLERABLE_WASTE = 8, 1.1
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class PatternTiling:
     @property
     def _banks(self) -> int:
         """Elements of all memory banks."""
-        return BANKS * BANK_BYTES // DTYPE_BYTES[self.workload.dtype]
+        return BANKS * BANK_BYTES // ELEMENT_BYTES[self.workload.dtype]
 
     @property
     def _lines(self) -> tuple[int, int]:
@@ -263,20 +262,8 @@ def pattern_conv2d(tiling: PatternTiling) -> DirectConv:
     shape = (tiles[0], tiling.row_groups, *tiles[1:], tiling.rows_per_group, tiling.pixels)
     part = te.compute(shape, total, name="part")
 
-    epilogue = workload.epilogue
-    bias = te.placeholder((workload.k,), dtype, name="bias") if epilogue.bias else None
-    out_shape = (n, workload.k, workload.p, workload.q)
-    residual = te.placeholder(out_shape, dtype, name="residual") if epilogue.residual else None
-
-    def output(i: Any, k: Any, p: Any, q: Any) -> Any:
+    def summed(i: Any, k: Any, p: Any, q: Any) -> Any:
         ti, ty, tx, f = tiling.out_index(i, p, q)
-        y = part[ti, k // tiling.rows_per_group, ty, tx, k % tiling.rows_per_group, f]
-        if bias is not None:
-            y = y + bias[k].astype("float32")
-        if residual is not None:
-            y = y + residual[i, k, p, q].astype("float32")
-        return apply_epilogue(y, epilogue).astype(dtype)
+        return part[ti, k // tiling.rows_per_group, ty, tx, k % tiling.rows_per_group, f]
 
-    out = te.compute(out_shape, output, name="out")
-    optional = [tensor for tensor in (bias, residual) if tensor is not None]
-    return DirectConv([x, weight, *optional, out])
+    return DirectConv([x, weight, *output_stage(workload, summed)])

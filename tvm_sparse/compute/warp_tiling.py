@@ -29,12 +29,11 @@ from tvm import tirx
 
 from tvm_sparse.compute.geometry import Source
 from tvm_sparse.errors import InputError
-from tvm_sparse.workload import ConvWorkload
+from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
 WARP = 32
 BANKS = 32
 BANK_BYTES = 4
-ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 #: Rows of a tile may be widened by this factor where that keeps its pixels in different banks.
 WIDEST_PITCH = 1.3
 
