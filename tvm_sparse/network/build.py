@@ -36,6 +36,14 @@ def build_network(
 
     For CUDA the caller holds a tvm_support.cuda_build context.
     """
+    module, report = lower_network(model, target, mode, progress, known)
+    return BuiltNetwork(generate_code(module, target, progress), report)
+
+
+def lower_network(
+    model: ImportedModel, target: Target, mode: str, progress: Progress, known: KnownKernels | None = None
+) -> tuple[tvm.IRModule, list[LayerDecision]]:
+    """A Relax module whose every PrimFunc is scheduled, and how each convolution runs; see `build_network`."""
     layers = match_layers(model.module["main"], model.convolutions)
     decisions = [decide(layer, mode, known) for layer in layers]
     with target:
@@ -54,8 +62,14 @@ def build_network(
             ]
         )(module)
         module = apply_rules(module, target)
-        progress("schedule dense operators", 1.0)
-        progress("generate code", 0.0)
+    progress("schedule dense operators", 1.0)
+    return module, report
+
+
+def generate_code(module: tvm.IRModule, target: Target, progress: Progress) -> Any:
+    """The Relax executable of a scheduled module."""
+    progress("generate code", 0.0)
+    with target:
         executable = tvm.compile(module, target=target, relax_pipeline="default_build")
     progress("generate code", 1.0)
-    return BuiltNetwork(executable, report)
+    return executable
