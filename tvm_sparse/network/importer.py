@@ -24,18 +24,30 @@ def import_model(
     """
     if isinstance(source, ImportedModel):
         return source
+    if model_kind(source) == ".onnx":
+        from tvm_sparse.network.onnx_import import import_onnx
+
+        return import_onnx(source, batch=batch, shapes=shapes)
+    from tvm_sparse.network.torch_import import import_torch
+
+    return import_torch(source, batch=batch, shapes=shapes)
+
+
+def model_kind(source: Any) -> str:
+    """ ".onnx" or ".pt2", by the type of what is given or its file's extension.
+
+    Raises
+    ------
+    ModelError
+        It is neither.
+    """
     if isinstance(source, (str, Path)):
         kind = Path(source).suffix.lower()
         if kind not in (".onnx", ".pt2"):
             raise ModelError(f"{source}: unknown kind of model: give {_ACCEPTED}")
-    else:
-        kind = {"onnx": ".onnx", "torch": ".pt2"}.get(type(source).__module__.split(".")[0].removesuffix("_ml_pb2"), "")
-    if kind == ".onnx":
-        from tvm_sparse.network.onnx_import import import_onnx
-
-        return import_onnx(source, batch=batch, shapes=shapes)
-    if kind == ".pt2":
-        from tvm_sparse.network.torch_import import import_torch
-
-        return import_torch(source, batch=batch, shapes=shapes)
-    raise ModelError(f"a {type(source).__name__} is no model: give {_ACCEPTED}")
+        return kind
+    kinds = {"onnx": ".onnx", "torch": ".pt2"}
+    package = type(source).__module__.split(".")[0].removesuffix("_ml_pb2")
+    if package not in kinds:
+        raise ModelError(f"a {type(source).__name__} is no model: give {_ACCEPTED}")
+    return kinds[package]

@@ -49,7 +49,7 @@ def import_onnx(
     InputError
         When `batch` or `shapes` do not fit the model.
     """
-    model, label = _prepared(source, batch, shapes)
+    model, label = prepared_onnx(source, batch=batch, shapes=shapes)
     names = _layer_names(model)
     slimmed = slim_model(model, label)
     explicit_padding(slimmed, label)
@@ -72,10 +72,19 @@ def import_onnx(
     )
 
 
-def _prepared(
-    source: str | Path | onnx.ModelProto, batch: int | None, shapes: Mapping[str, Sequence[int]] | None
+def prepared_onnx(
+    source: str | Path | onnx.ModelProto,
+    *,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[onnx.ModelProto, str]:
-    """The model, read and checked, with pinned shapes and explicit padding, and a label for messages."""
+    """The model, read and checked, with pinned shapes and explicit padding, and a label for messages.
+
+    Raises
+    ------
+    ModelError, InputError
+        As `import_onnx`.
+    """
     try:
         model, label = load_model(source)
         pin_inputs(model, label, batch, shapes)

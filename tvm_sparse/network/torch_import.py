@@ -71,12 +71,20 @@ def import_torch(
         raise ModelError("torch is not installed: pip install tvm-sparse[torch]") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own deprecations
-        program, label, name = _program(source, example_inputs)
+        program, label, name = torch_program(source, example_inputs)
         return _convert(program, label, name, batch, shapes)
 
 
-def _program(source: Any, example_inputs: Sequence[Any] | None) -> tuple[torch.export.ExportedProgram, str, str]:
-    """The program with a label for messages and the model's name."""
+def torch_program(
+    source: Any, example_inputs: Sequence[Any] | None = None
+) -> tuple[torch.export.ExportedProgram, str, str]:
+    """The program with a label for messages and the model's name.
+
+    Raises
+    ------
+    ModelError, InputError
+        As `import_torch`.
+    """
     import torch
 
     if isinstance(source, (str, Path)):

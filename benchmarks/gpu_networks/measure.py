@@ -1,0 +1,154 @@
+"""One case on a device: our library beside torch, its outputs against onnxruntime, and how it behaves for long."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu_networks.cases import Case
+from tvm_sparse.oracle import relative_error
+from tvm_sparse.peers.candidates import Compiling
+
+Record = dict[str, Any]
+#: onnxruntime is the reference up to this batch; a larger one takes it too long, and torch in float64 is held against.
+LARGEST_REFERENCE = 32
+CALLS, THREAD_CALLS = 10_000, 200
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How cases are measured."""
+
+    seed: int
+    rounds: int
+    compiling: Compiling
+    endurance: bool
+    threads: int
+    weights: Path | None = None
+
+
+def measure_case(case: Case, library: Path, conditions: Conditions, tell: Callable[[str], None]) -> Record:
+    """Everything about one case, of a library that is compiled."""
+    from tvm_sparse.deploy import load
+    from tvm_sparse.peers import compare
+
+    model = case.model(conditions.seed, conditions.weights)
+    network = load(library)
+    decisions = [str(layer.get("decision", "")) for layer in network.report()]
+    record: Record = {
+        **asdict(case),
+        "library_bytes": library.stat().st_size,
+        "layers": {name: decisions.count(name) for name in sorted(set(decisions))},
+    }
+    found = asdict(
+        compare(
+            network, model, compiling=conditions.compiling, rounds=conditions.rounds, seed=conditions.seed, tell=tell
+        )
+    )
+    record |= {name: _rounded(found[name]) for name in ("rounds", "reference", "relative_error", "ours", "peers")}
+    if case.batch <= LARGEST_REFERENCE:
+        record["onnxruntime_error"] = _rounded(onnxruntime_error(network, model, conditions))
+    if profile := getattr(network, "profile", None):
+        record["profile"] = _rounded(_plain(profile()))
+    if conditions.endurance:
+        tell(f"{CALLS} calls")
+        record["endurance"] = {
+            **leak(network, CALLS),
+            "wrong_in_threads": wrong_in_threads(library, conditions.seed, THREAD_CALLS),
+        }
+    del network
+    free_memory()
+    return record
+
+
+def onnxruntime_error(network: Any, model: Any, conditions: Conditions) -> float:
+    """The relative error of our outputs against onnxruntime on the same file and input."""
+    from tvm_sparse.network.references import OnnxRuntimeReference
+
+    inputs = network.random_inputs(conditions.seed)
+    expected = OnnxRuntimeReference(model, conditions.threads)(inputs)
+    return max(
+        relative_error(ours, theirs) for ours, theirs in zip(network.run(inputs).values(), expected, strict=True)
+    )
+
+
+def leak(network: Any, calls: int) -> Record:
+    """Bytes by which a loop of calls makes the process and the device grow, after calls that fill the pools."""
+    arguments = network.to_device(list(network.random_inputs().values()))
+
+    def run(count: int) -> tuple[int, int]:
+        for _ in range(count):
+            network.invoke(arguments)
+        network.synchronize()
+        return _resident_bytes(), _device_bytes(network.device)
+
+    before, after = run(calls // 10), run(calls)
+    grown = [max(0, late - early) for early, late in zip(before, after, strict=True)]
+    return {"calls": calls, "host_growth_bytes": grown[0], "device_growth_bytes": grown[1]}
+
+
+def wrong_in_threads(library: Path, seed: int, calls: int) -> int:
+    """How many calls of two instances in two threads at once give other bytes than the same call alone."""
+    from tvm_sparse.deploy import load
+
+    networks = [load(library) for _ in range(2)]
+    inputs = [network.random_inputs(seed + index) for index, network in enumerate(networks)]
+    alone = [network.run(given) for network, given in zip(networks, inputs, strict=True)]
+    wrong = [0, 0]
+
+    def run(index: int) -> None:
+        for _ in range(calls):
+            found = networks[index].run(inputs[index])
+            wrong[index] += any(not np.array_equal(found[name], alone[index][name]) for name in found)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(wrong)
+
+
+def free_memory() -> None:
+    """Give back what torch keeps for graphs that are gone."""
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def _device_bytes(device: str) -> int:
+    if device == "cpu":
+        return 0
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total - free)
+
+
+def _rounded(value: Any) -> Any:
+    """Five figures of every float: more were never measured."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _plain(rows: Any) -> Any:
+    from dataclasses import is_dataclass
+
+    return [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in rows]
