@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.interleave import interleave, paired_ratio
 from benchmarks.records import RESULTS, record
 
 
@@ -58,8 +57,8 @@ def compile_and_time(
         The second is the sparse one.
     """
     import tvm_sparse
-    from tvm_sparse.deploy.tensors import random_inputs
-    from tvm_sparse.network.importer import import_model
+    from tvm_sparse.peers.interleave import cpu_sampler, interleave, paired_ratio
+    from tvm_sparse.peers.source import dense_model
 
     compiled, paths = {}, {}
     for mode in ("auto", "never"):
@@ -68,29 +67,20 @@ def compile_and_time(
         paths[mode] = folder / f"{network}-{mode}.so"
         compiled[mode].export(paths[mode])
     sparse, dense = (tvm_sparse.load(paths[mode], threads=threads) for mode in ("auto", "never"))
-    imported = import_model(model)
-    inputs = random_inputs(imported.inputs)
-    reference: Any = imported.reference
-    reference.threads = threads
-    session = reference.session()
+    inputs = sparse.random_inputs()
+    onnxruntime = dense_model(model, sparse.inputs).onnxruntime(inputs, threads)
     tell(f"{network}: {rounds} interleaved rounds on {threads} threads")
-    timings = interleave(
-        {
-            "sparse": lambda: sparse(*inputs.values()),
-            "dense": lambda: dense(*inputs.values()),
-            "onnxruntime": lambda: session.run(None, inputs),
-        },
-        rounds,
-    )
+    calls = {"sparse": lambda: sparse(**inputs), "dense": lambda: dense(**inputs), "onnxruntime": onnxruntime}
+    timings = interleave({name: cpu_sampler(call) for name, call in calls.items()}, rounds)
     result = NetworkResult(
         network=network,
         sparsity=sparsity,
-        batch=imported.inputs[0].shape[0],
+        batch=sparse.inputs[0].shape[0],
         threads=threads,
         rounds=rounds,
-        sparse_ms=timings["sparse"].median_ms,
-        dense_ms=timings["dense"].median_ms,
-        onnxruntime_ms=timings["onnxruntime"].median_ms,
+        sparse_ms=timings["sparse"].median_us / 1000,
+        dense_ms=timings["dense"].median_us / 1000,
+        onnxruntime_ms=timings["onnxruntime"].median_us / 1000,
         sparse_vs_onnxruntime=paired_ratio(timings["onnxruntime"], timings["sparse"]),
         dense_vs_onnxruntime=paired_ratio(timings["onnxruntime"], timings["dense"]),
         sparse_vs_dense=paired_ratio(timings["dense"], timings["sparse"]),

@@ -1,12 +1,16 @@
-"""`tvm-sparse bench`: how long one call of a compiled library takes."""
+"""`tvm-sparse bench`: how long one call of a compiled library takes, alone or beside a dense framework."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from tvm_sparse.cli.options import JsonFile, Library, Threads, check_json_file
+
+_PEERS = ("torch", "onnxruntime")
 
 
 def command(
@@ -15,15 +19,81 @@ def command(
     warmup: Annotated[int, typer.Option(min=0, help="Calls before the timed ones.")] = 10,
     threads: Threads = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random input.")] = 0,
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="torch|onnxruntime", show_default=False, help="Time the dense --model in turn with it."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", show_default=False, help="The .onnx or .pt2 file that the library was made from."
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Samples of each candidate of a comparison.")] = 11,
+    torch_compile: Annotated[
+        bool,
+        typer.Option("--torch-compile/--no-torch-compile", help="Whether torch is tried through torch.compile too."),
+    ] = True,
     json: JsonFile = None,
 ) -> None:
-    """Time single calls on random input: median, 95th percentile, least and mean, in µs."""
+    """Time single calls on random input: median, 95th percentile, least and mean, in µs.
+
+    With --compare a table follows: torch (on a GPU cuDNN in float32, TF32 and float16, in both layouts, as CUDA graphs)
+    or onnxruntime on the same model, sampled in turn with the library.
+    """
     check_json_file(json)
+    if (compare is None) != (model is None):
+        raise typer.BadParameter("--compare and --model go together", param_hint="--compare")
+    if compare is not None and compare not in _PEERS:
+        raise typer.BadParameter(f"{compare!r}: choose one of {', '.join(_PEERS)}", param_hint="--compare")
     import tvm_sparse
-    from tvm_sparse.cli.output import show_report, write_json
+    from tvm_sparse.cli.output import progress, show_report, show_table, write_json
 
     network = tvm_sparse.load(library, threads=threads)
     result = tvm_sparse.bench(network, repeats=repeats, warmup=warmup, seed=seed)
-    if write_json(result, json):
+    comparison = None
+    if compare is not None:
+        from tvm_sparse import peers
+
+        mode = "default" if torch_compile else None
+        with progress() as report:
+            comparison = peers.compare(
+                network,
+                model,
+                peer=compare,
+                compiling=peers.Compiling(mode),
+                rounds=rounds,
+                seed=seed,
+                tell=lambda stage: report(stage, 0.0),
+            )
+    value = result if comparison is None else {**_fields(result), "comparison": comparison}
+    if write_json(value, json):
         return
     show_report(result)
+    if comparison is not None:
+        print()
+        show_table(_rows(comparison))
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def _rows(comparison: Any) -> list[dict[str, Any]]:
+    """The library and its peers, one a row; what a row lacks is a dash."""
+    ours = [("tvm-sparse", "", "", "", comparison.ours, None, comparison.relative_error, "")]
+    theirs = [tuple(_fields(peer).values()) for peer in comparison.peers]
+    return [
+        {
+            "": name,
+            "precision": precision,
+            "layout": layout,
+            "how": how,
+            "µs a call": "–" if time is None else time.median_us,
+            "latency µs": "–" if time is None else time.latency_us,
+            "ours is faster": "–" if speed_up is None else f"{speed_up:.2f}x",
+            "error": "–" if error is None else error,
+            "note": note,
+        }
+        for name, precision, layout, how, time, speed_up, error, note in (*ours, *theirs)
+    ]
