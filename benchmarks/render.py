@@ -19,10 +19,14 @@ from benchmarks.gpu_layers import tables as gpu_tables
 from benchmarks.gpu_layers.figures import FIGURES as GPU_FIGURES
 from benchmarks.gpu_layers.report import Report
 from benchmarks.gpu_layers.steps import BLOCKS as GPU_STEPS
+from benchmarks.gpu_networks.report import Report as NetworksReport
+from benchmarks.gpu_networks.tables import BLOCKS as GPU_NETWORKS
+from benchmarks.markdown import NOTHING
 from benchmarks.records import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "gpu-performance.md")
+PAGES = ("performance.md", "gpu-performance.md", "gpu-networks.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / page for page in PAGES))
 
 _MARKED = re.compile(r"(<!-- begin: (?P<name>[\w-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
 
@@ -88,7 +92,7 @@ def gpu_figures() -> str:
     """The figures that there are, as Markdown."""
     drawn = {path.name for path, text in figures().items() if text is not None}
     names = [f"![{alt}]({name})" for name, (alt, _) in GPU_FIGURES.items() if name in drawn]
-    return "\n\n".join(names) or gpu_tables.NOTHING
+    return "\n\n".join(names) or NOTHING
 
 
 def figures() -> dict[Path, str | None]:
@@ -106,6 +110,15 @@ def _of_gpu_report(block: Callable[[Report], str]) -> str:
     return block(gpu_report())
 
 
+def gpu_networks_report() -> NetworksReport:
+    """What was measured of whole networks on a GPU, from benchmarks/results/gpu_networks.json."""
+    return NetworksReport(RESULTS / "gpu_networks.json")
+
+
+def _of_networks_report(block: Callable[[NetworksReport], str]) -> str:
+    return block(gpu_networks_report())
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "cpu-crossover": cpu_crossover,
     "cpu-networks": cpu_networks,
@@ -113,6 +126,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "gpu-figures": gpu_figures,
     **GPU_STEPS,
     **{name: partial(_of_gpu_report, block) for name, block in gpu_tables.BLOCKS.items()},
+    **{name: partial(_of_networks_report, block) for name, block in GPU_NETWORKS.items()},
 }
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks.gpu_layers.goals import GOALS, Found, Goal, real_pairs, verdict
+from benchmarks.gpu_layers.goals import GOALS, real_pairs
 from benchmarks.gpu_layers.layers import REFERENCE, layers
 from benchmarks.gpu_layers.report import ESCOIN, Measured, Report, crossing, geometric_mean, ratios
+from benchmarks.markdown import GOAL_HEAD, NOTHING, goal_rows, microseconds, table, times
 
-NOTHING = "Not measured yet."
 SPARSITY = 0.9
 PEERS = {
     "cudnn_fp32": "cuDNN float32",
@@ -47,14 +47,7 @@ def conditions(report: Report) -> str:
 
 def goals(report: Report) -> str:
     """What was to be reached, and what is."""
-    lines = ["| goal | wanted | hoped for | measured | |", "|---|---|---|---|---|"]
-    for goal in GOALS:
-        found = goal.find(report)
-        hope = "" if goal.hope is None else _limit(goal, goal.hope)
-        lines.append(
-            f"| {goal.what} | {_limit(goal, goal.want)} | {hope} | {_value(goal, found)} | {verdict(goal, found)} |"
-        )
-    return "\n".join(lines)
+    return table(GOAL_HEAD, goal_rows(GOALS, report))
 
 
 def means(report: Report) -> str:
@@ -63,10 +56,10 @@ def means(report: Report) -> str:
     for batch, sparsity in sorted({(m.record["batch"], m.record["sparsity"]) for m in report.measured(mask="random")}):
         cases = report.reference(REFERENCE, batch, sparsity)
         if cases:
-            cells = [_times(geometric_mean(ratios(cases, peer))) for peer in PEERS if peer != "cudnn_bf16"]
+            cells = [times(geometric_mean(ratios(cases, peer))) for peer in PEERS if peer != "cudnn_bf16"]
             rows.append([str(batch), f"{sparsity:.0%}", f"{len(cases)} of {len(REFERENCE)}", *cells])
     names = [f"over {name}" for peer, name in PEERS.items() if peer != "cudnn_bf16"]
-    return _table(["batch", "zeros", "layers", *names], rows)
+    return table(["batch", "zeros", "layers", *names], rows)
 
 
 def reference_layers(report: Report) -> str:
@@ -89,8 +82,8 @@ def sixteen_bit(report: Report) -> str:
                 *_head(case),
                 f"{case.record['sparsity']:.0%}",
                 *_ours(case),
-                *(_us(case.peers_us.get(peer)) for peer in rivals),
-                *(_times(case.ratio(peer)) for peer in rivals),
+                *(microseconds(case.peers_us.get(peer)) for peer in rivals),
+                *(times(case.ratio(peer)) for peer in rivals),
                 f"{case.record['ours']['error']:.1e}",
             ]
             for case in cases
@@ -98,7 +91,7 @@ def sixteen_bit(report: Report) -> str:
         names = [PEERS[peer] for peer in rivals]
         if rows:
             head = ["layer", "batch", "zeros", "ours", "template", *names, *(f"over {name}" for name in names), "error"]
-            parts.append(f"### {dtype}\n\n{_table(head, rows)}")
+            parts.append(f"### {dtype}\n\n{table(head, rows)}")
     return "\n\n".join(parts) or NOTHING
 
 
@@ -111,14 +104,14 @@ def published_filters(report: Report) -> str:
             f"{real.record['sparsity']:.1%}",
             f"{real.record['row_nnz']['max'] / max(1, real.record['row_nnz']['median']):.1f}",
             *_ours(real),
-            _us(like.us),
+            microseconds(like.us),
             f"{like.us / real.us:.0%}",
-            *(_times(real.ratio(peer)) for peer in CUDNN),
+            *(times(real.ratio(peer)) for peer in CUDNN),
         ]
         for real, like in real_pairs(report)
     ]
     head = ["filter", "batch", "zeros", "longest row over median", "ours", "template", "random filter"]
-    return _table([*head, "speed over random", *(f"over {PEERS[peer]}" for peer in CUDNN)], rows)
+    return table([*head, "speed over random", *(f"over {PEERS[peer]}" for peer in CUDNN)], rows)
 
 
 def crossovers(report: Report) -> str:
@@ -132,7 +125,7 @@ def crossovers(report: Report) -> str:
         ]
         if any(cells):
             rows.append([name, *cells])
-    return _table(["layer", *(f"batch {batch}: {PEERS[peer]}" for batch in (1, 32) for peer in CUDNN)], rows)
+    return table(["layer", *(f"batch {batch}: {PEERS[peer]}" for batch in (1, 32) for peer in CUDNN)], rows)
 
 
 def templates(report: Report) -> str:
@@ -145,8 +138,8 @@ def templates(report: Report) -> str:
             slowdown = geometric_mean([us / case.us for us, case in zip(best, cases, strict=True) if us])
             wins = sum(case.record["ours"]["template"] == name for case in cases)
             applied = sum(us is not None for us in best)
-            rows.append([str(batch), name, f"{wins} of {len(cases)}", str(applied), _times(slowdown)])
-    return _table(["batch", "template", "fastest", "layers it ran", "its time over the fastest's"], rows)
+            rows.append([str(batch), name, f"{wins} of {len(cases)}", str(applied), times(slowdown)])
+    return table(["batch", "template", "fastest", "layers it ran", "its time over the fastest's"], rows)
 
 
 def all_layers(report: Report) -> str:
@@ -160,7 +153,7 @@ def all_layers(report: Report) -> str:
         if any(cases):
             cells = []
             for case in cases:
-                cells += [*_ours(case), *(_times(case.ratio(peer)) for peer in CUDNN)] if case else [""] * 5
+                cells += [*_ours(case), *(times(case.ratio(peer)) for peer in CUDNN)] if case else [""] * 5
             shape = str(layer.workload(1)).removeprefix("n1 ")
             rows.append([f"{name} ({shape})", *cells])
     head = [
@@ -168,7 +161,7 @@ def all_layers(report: Report) -> str:
         for batch in (1, 32)
         for text in ("ours", "template", *(f"over {PEERS[peer]}" for peer in CUDNN))
     ]
-    return _table(["layer", *head], rows)
+    return table(["layer", *head], rows)
 
 
 def troubles(report: Report) -> str:
@@ -194,19 +187,19 @@ def _layer_table(cases: Sequence[Measured]) -> str:
             [
                 record["layer"],
                 *_ours(case),
-                _us(ours["warm_icache"]["median_us"]),
-                _us(ours["cold_l2"]["median_us"]),
+                microseconds(ours["warm_icache"]["median_us"]),
+                microseconds(ours["cold_l2"]["median_us"]),
                 f"{ours['share_of_bound'][bound]:.0%} of {bound}",
-                *(_us(case.peers_us.get(peer)) for peer in CUDNN),
-                *(_times(case.ratio(peer)) for peer in RIVALS),
+                *(microseconds(case.peers_us.get(peer)) for peer in CUDNN),
+                *(times(case.ratio(peer)) for peer in RIVALS),
                 f"{ours['error']:.0e}",
             ]
         )
-    means = [_times(geometric_mean(ratios(cases, peer))) for peer in RIVALS]
+    means = [times(geometric_mean(ratios(cases, peer))) for peer in RIVALS]
     rows.append(["geometric mean", *[""] * (5 + len(CUDNN)), *means, ""])
     over = [f"over {PEERS[peer]}" for peer in RIVALS]
     head = ["layer", "ours", "template", "warm code", "cold L2", "share of bound", *(PEERS[peer] for peer in CUDNN)]
-    return _table([*head, *over, "error"], rows)
+    return table([*head, *over, "error"], rows)
 
 
 def _head(case: Measured) -> list[str]:
@@ -218,7 +211,7 @@ def _ours(case: Measured) -> list[str]:
     ours = case.record["ours"]
     time = ours["time"]
     spread = f" ({time['p10_us']:.3g}–{time['p90_us']:.3g})"
-    return [_us(case.us) + spread, ours["template"].removeprefix("cuda_")]
+    return [microseconds(case.us) + spread, ours["template"].removeprefix("cuda_")]
 
 
 def _best_of(case: Measured, template: str) -> float | None:
@@ -236,32 +229,6 @@ def _crossing(cases: Iterable[Measured], peer: str) -> str:
     if found is None:
         return f"not up to {max(points)[0]:.0%}"
     return f"{found:.0%}" if found else f"below {min(points)[0]:.0%}"
-
-
-def _us(us: float | None) -> str:
-    return "" if us is None else f"{us:.2f} us" if us < 10 else f"{us:.1f} us" if us < 100 else f"{us:.0f} us"
-
-
-def _times(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.1f}x"
-
-
-def _limit(goal: Goal, limit: float) -> str:
-    return f"{'≤' if goal.at_most else '≥'} {limit:g}{_UNITS[goal.unit]}"
-
-
-def _value(goal: Goal, found: Found) -> str:
-    return "" if found.value is None else f"{found.value:.{0 if goal.unit == '%' else 2}f}{_UNITS[goal.unit]}"
-
-
-_UNITS = {"x": "x", "us": " us", "%": " %"}
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return NOTHING
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 BLOCKS: dict[str, Callable[[Report], str]] = {
