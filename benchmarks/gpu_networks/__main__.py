@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_networks.cases import PRESETS, select_cases
+from benchmarks.gpu_networks.cases import PRECISIONS, PRESETS, select_cases
 from benchmarks.records import RESULTS, environment
 from tvm_sparse.errors import TvmSparseError
 
@@ -49,6 +49,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--networks", type=_split, default=[], metavar="GLOBS", help="in place of the preset's")
         command.add_argument("--batch", type=_split, default=[], metavar="N,…", help="in place of the preset's")
         command.add_argument("--sparsity", type=_split, default=[], metavar="Z,…", help="in place of 0.9")
+        command.add_argument(
+            "--precision",
+            type=_split,
+            default=[],
+            metavar="P,…",
+            help=f"of ours: {', '.join(PRECISIONS)} (default float32)",
+        )
         command.add_argument("--weights", type=Path, help="folder of published filters, for networks that have some")
         command.add_argument("--log", default="shipped", help="tuning records: a folder, a file, shipped or none")
         command.add_argument("--seed", type=int, default=0, help="of weights and inputs")
@@ -137,6 +144,7 @@ def _jobs(options: argparse.Namespace, arch: str) -> list[Any]:
         batches=[int(batch) for batch in options.batch],
         sparsities=[float(sparsity) for sparsity in options.sparsity],
         published=networks_published(options.weights) if options.weights else (),
+        precisions=options.precision,
     )
     return [Job(case, arch, options.seed, options.log, options.weights) for case in cases]
 

@@ -78,6 +78,8 @@ def compile_network(job: Job, folder: Path) -> Built:
     log = {NO_LOG: None, SHIPPED_LOG: SHIPPED_LOG}.get(job.log, job.log)
     model = job.case.model(job.seed, job.weights)
     options = {"target": "llvm"} if job.arch == "llvm" else {"target": "cuda", "arch": job.arch}
+    if job.case.precision != "float32":
+        options["precision"] = job.case.precision
     compiled = tvm_sparse.compile(model, log=log, verify=False, **options)
     compiled.export(path.with_suffix(".so"))
     seconds = round(time.perf_counter() - begin, 2)

@@ -1,4 +1,4 @@
-"""What is measured: a pruned example network at a batch, with seeded or published weights."""
+"""What is measured: a pruned network at a batch, with seeded or published weights, in some precision of ours."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import Any
 
 from tvm_sparse.errors import InputError
 
+PRECISIONS = ("float32", "float16", "bfloat16")
 SEEDED, PUBLISHED = "seeded", "published"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. `weights`: "seeded", or "published" where real pruned filters exist."""
+    """One measurement. `weights`: "seeded", or "published" where real pruned filters exist; `precision` is ours."""
 
     network: str
     batch: int
     sparsity: float = 0.9
     weights: str = SEEDED
+    precision: str = "float32"
 
     @property
     def name(self) -> str:
@@ -30,7 +32,7 @@ class Case:
     @property
     def key(self) -> str:
         """Names the case in a record."""
-        return f"{self.network} n{self.batch} {self.sparsity:g} {self.weights}"
+        return f"{self.network} n{self.batch} {self.sparsity:g} {self.weights} {self.precision}"
 
     def model(self, seed: int, folder: Path | None = None) -> Any:
         """The network as an onnx.ModelProto; `folder` holds the published filters."""
@@ -58,6 +60,7 @@ def select_cases(
     batches: Iterable[int] = (),
     sparsities: Iterable[float] = (),
     published: Sequence[str] = (),
+    precisions: Iterable[str] = (),
 ) -> list[Case]:
     """The cases of a preset whose network matches one of `networks_like`, at other batches or sparsities if given.
 
@@ -72,8 +75,14 @@ def select_cases(
     everything = PRESETS["all"][0]
     chosen = [name for name in everything if any(fnmatch(name, pattern) for pattern in networks_like or networks)]
     wanted = tuple(batches) or own_batches
-    cases = [Case(name, batch, sparsity) for name in chosen for batch in wanted for sparsity in sparsities or (0.9,)]
-    cases += [Case(name, batch, 0.9, PUBLISHED) for name in chosen if name in published for batch in wanted]
+    seeded = [(name, sparsity, SEEDED) for name in chosen for sparsity in sparsities or (0.9,)]
+    real = [(name, 0.9, PUBLISHED) for name in chosen if name in published]
+    cases = [
+        Case(name, batch, sparsity, weights, precision)
+        for name, sparsity, weights in (*seeded, *real)
+        for batch in wanted
+        for precision in tuple(precisions) or PRECISIONS[:1]
+    ]
     if not cases:
         raise InputError(f"no network is called {', '.join(networks_like)}: there are {', '.join(everything)}")
     return cases

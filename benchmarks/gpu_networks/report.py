@@ -56,7 +56,7 @@ class Report:
     @property
     def records(self) -> list[Record]:
         """All cases, those without a time among them, in the order of networks and batches."""
-        return sorted(self._store.cases, key=lambda case: (case["network"], case["weights"] != SEEDED, case["batch"]))
+        return sorted(self._store.cases, key=_order)
 
     @property
     def runs(self) -> dict[int, Record]:
@@ -71,7 +71,14 @@ class Report:
             if "ours" in record and all(record.get(name) == value for name, value in fields.items())
         ]
 
-    def case(self, network: str, batch: int, sparsity: float = 0.9, weights: str = SEEDED) -> Measured | None:
+    def case(
+        self, network: str, batch: int, *, sparsity: float = 0.9, weights: str = SEEDED, precision: str = "float32"
+    ) -> Measured | None:
         """One case, None where it has no time."""
-        found = self.measured(network=network, batch=batch, sparsity=sparsity, weights=weights)
+        found = self.measured(network=network, batch=batch, sparsity=sparsity, weights=weights, precision=precision)
         return found[0] if found else None
+
+
+def _order(record: Record) -> tuple[Any, ...]:
+    published = record["weights"] != SEEDED
+    return record["network"], record["precision"], published, -record["sparsity"], record["batch"]

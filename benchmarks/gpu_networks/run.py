@@ -16,8 +16,8 @@ from benchmarks.gpu_networks.cases import chosen
 from benchmarks.gpu_networks.measure import Conditions, free_memory, measure_case
 from tvm_sparse.peers.candidates import Compiling
 
-#: Largest relative error of a right network in float32.
-TOLERANCE = 1e-4
+#: Largest relative error of a right network, by its precision.
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
 
 
 def measure(
@@ -77,7 +77,7 @@ def outcome(record: Record) -> str:
     """What became of a case, in a word or two."""
     if "ours" not in record:
         return "without a time"
-    return "measured" if all(error <= TOLERANCE for error in errors(record)) else "wrong"
+    return "measured" if all(error <= TOLERANCES[record["precision"]] for error in errors(record)) else "wrong"
 
 
 def line(key: str, record: Record) -> str:

@@ -16,6 +16,7 @@ NAMES = {
     "vgg16": "VGG-16",
     "mobilenetv1": "MobileNetV1",
 }
+_HEAD = ("network", "batch", "zeros", "weights", "ours in")
 _CUDNN = tuple(f"cuDNN {precision}" for precision in PRECISIONS)
 _OVER = tuple(f"over {name}" for name in _CUDNN)
 
@@ -60,7 +61,7 @@ def networks(report: Report) -> str:
                 f"{case.error:.0e}",
             ]
         )
-    return table(["network", "batch", "zeros", "weights", "ours", "latency", "host", *_CUDNN, *_OVER, "error"], rows)
+    return table([*_HEAD, "ours", "latency", "host", *_CUDNN, *_OVER, "error"], rows)
 
 
 def forms(report: Report) -> str:
@@ -82,8 +83,7 @@ def forms(report: Report) -> str:
                     peer["note"],
                 ]
             )
-    head = ["network", "batch", "zeros", "weights", "precision", "layout", "how", "time", "ours is faster", "error", ""]
-    return table(head, rows)
+    return table([*_HEAD, "torch in", "layout", "how", "time", "ours is faster", "error", ""], rows)
 
 
 def short(report: Report) -> str:
@@ -96,7 +96,7 @@ def short(report: Report) -> str:
             *(_time(case, precision) for precision in PRECISIONS),
             *(f"**{times(case.ratio(precision))}**" for precision in PRECISIONS[:1]),
         ]
-        for case in report.measured(sparsity=0.9, weights=SEEDED)
+        for case in report.measured(sparsity=0.9, weights=SEEDED, precision="float32")
     ]
     text = table(["network, 90 % zeros", "batch", "ours, float32", *_CUDNN, "over cuDNN float32"], rows)
     return text if not rows else f"{text}\n\n{_where(report)}"
@@ -115,10 +115,7 @@ def endurance(report: Report) -> str:
         for case in report.measured()
         if (found := case.record.get("endurance"))
     ]
-    return table(
-        ["network", "batch", "zeros", "weights", "calls", "device memory grew", "process grew", "wrong in threads"],
-        rows,
-    )
+    return table([*_HEAD, "calls", "device memory grew", "process grew", "wrong in threads"], rows)
 
 
 def troubles(report: Report) -> str:
@@ -130,7 +127,7 @@ def troubles(report: Report) -> str:
 def _head(case: Measured) -> list[str]:
     record = case.record
     weights = "published" if record["weights"] == PUBLISHED else "random"
-    return [NAMES[record["network"]], str(record["batch"]), f"{record['sparsity']:.0%}", weights]
+    return [NAMES[record["network"]], str(record["batch"]), f"{record['sparsity']:.0%}", weights, record["precision"]]
 
 
 def _form(peer: dict[str, str]) -> Sequence[str]:
