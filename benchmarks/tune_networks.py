@@ -26,15 +26,22 @@ ROUND = 6
 
 
 def write_list() -> None:
-    """The distinct layers of the example networks at batch 1, with how often each network has them."""
+    """The distinct layers of the example networks at batch 1, with how often each network has them.
+
+    Merged as on a GPU, and those that a CPU has besides.
+    """
     from examples.networks import NAMES, build
     from tvm_sparse.network.importer import import_model
     from tvm_sparse.network.tunable import tunable_layers
+    from tvm_sparse.targets import make_target
 
+    targets = make_target("llvm"), make_target("cuda", arch="sm_90")
     rows = []
     for name in NAMES:
         model = import_model(build(name, batch=1, sparsity=0.9, seed=0))
-        for layer in tunable_layers([model]):
+        both = [layer for target in targets for layer in tunable_layers([model], target)]
+        found = {(layer.workload, layer.density < 0.5): layer for layer in both}
+        for layer in found.values():
             pruned = layer.density < 0.5
             row = {"network": name, "layer": layer.name, "count": layer.count, "pruned": pruned}
             rows.append({**row, **asdict(layer.workload)})

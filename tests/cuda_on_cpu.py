@@ -142,6 +142,10 @@ template <class T> std::vector<T> load(const char* path, size_t count) {
   fclose(file);
   return data;
 }
+template <class T> void store(const char* path, const std::vector<T>& data) {
+  FILE* file = fopen(path, "wb");
+  if (!file || fwrite(data.data(), sizeof(T), data.size(), file) != data.size() || fclose(file)) exit(4);
+}
 """
 
 #: What CUDA calls the elements of an array.
@@ -150,12 +154,19 @@ ON_LINES = re.MULTILINE | re.DOTALL
 
 
 def run(func: Any, target: Any, arrays: dict[str, np.ndarray], shared_bytes: int, folder: Path) -> np.ndarray:
-    """The array `out` after running a scheduled PrimFunc on float32, float16 or bfloat16.
+    """The array `out` after running a scheduled PrimFunc on float32, float16 or bfloat16; see `outputs_of`."""
+    return outputs_of(func, target, arrays, shared_bytes, folder)["out"]
+
+
+def outputs_of(
+    func: Any, target: Any, arrays: dict[str, np.ndarray], shared_bytes: int, folder: Path
+) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with "out" after running a scheduled PrimFunc.
 
     Parameters
     ----------
     func : PrimFunc with thread-bound loops
-    arrays : every parameter by name; "out" as it is before
+    arrays : every parameter by name; those that begin with "out" as they are before
     shared_bytes : shared memory a block may touch
     folder : for the program and its files
     """
@@ -167,7 +178,10 @@ def run(func: Any, target: Any, arrays: dict[str, np.ndarray], shared_bytes: int
     environment = {"ASAN_OPTIONS": "detect_leaks=0"}
     done = subprocess.run(["./kernel"], cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[:3000]
-    return np.fromfile(folder / "out.bin", arrays["out"].dtype).reshape(arrays["out"].shape)
+    outputs = {name: array for name, array in arrays.items() if name.startswith("out")}
+    return {
+        name: np.fromfile(folder / f"{name}.bin", array.dtype).reshape(array.shape) for name, array in outputs.items()
+    }
 
 
 def cuda_source(func: Any, target: Any) -> str:
@@ -219,11 +233,7 @@ def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes
         given = ", ".join(f"{parameter}.data()" for parameter in re.findall(r"(\w+)_ptr\b", parameters))
         block = ", ".join(map(str, threads))
         steps.append(f"launch(dim{{{blocks}, 1, 1}}, dim{{{block}}}, [&] {{ {name}({given}); }});")
-    steps += [
-        'FILE* file = fopen("out.bin", "wb");',
-        "fwrite(out.data(), sizeof(out[0]), out.size(), file);",
-        "return fclose(file);",
-    ]
+    steps += [f'store("{name}.bin", {name});' for name in arrays if name.startswith("out")]
     return "\n".join([PRELUDE, "typedef unsigned char uchar;", *kernels, "int main() {", *steps, "}", ""])
 
 

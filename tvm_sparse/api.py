@@ -228,7 +228,8 @@ def tune(
         trials_per_layer = DEFAULT_TRIALS
     seconds = None if time_budget_min is None else 60 * time_budget_min
     budget = Budget(trials, trials_per_layer, seconds)
-    return tune_layers(tunable_layers(imported, layers), setting, budget, log, begin=begin, told=progress, warn=_warn)
+    wanted = tunable_layers(imported, setting.target, layers)
+    return tune_layers(wanted, setting, budget, log, begin=begin, told=progress, warn=_warn)
 
 
 def verify(model: Model, library: str | Path, *, tolerance: float = 1e-4, seed: int = 0) -> Verification:

@@ -14,6 +14,7 @@ from tvm_sparse.network.decide import decide
 from tvm_sparse.network.imported import ImportedModel
 from tvm_sparse.network.match import match_layers
 from tvm_sparse.network.replace import LayerDecision, replace_layers
+from tvm_sparse.network.siblings import merge_siblings
 from tvm_sparse.schedules.rules import apply_rules
 from tvm_sparse.tuning.lookup import KnownKernels
 
@@ -44,7 +45,7 @@ def lower_network(
     model: ImportedModel, target: Target, mode: str, progress: Progress, known: KnownKernels | None = None
 ) -> tuple[tvm.IRModule, list[LayerDecision]]:
     """A Relax module whose every PrimFunc is scheduled, and how each convolution runs; see `build_network`."""
-    layers = match_layers(model.module["main"], model.convolutions)
+    layers = merge_siblings(match_layers(model.module["main"], model.convolutions), mode, target, known)
     decisions = [decide(layer, mode, known) for layer in layers]
     with target:
         module, report = replace_layers(

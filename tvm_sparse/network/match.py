@@ -34,6 +34,7 @@ class ConvLayer:
 
     `root` is the variable whose value the layer computes, its fused epilogue included; `absorbed` are the variables in
     between that nobody else reads. `workload` has no epilogue when `reason` says why no template can take the layer.
+    `merged` are the layers that this one computes at once, in the order of its output channels; see siblings.
     """
 
     name: str
@@ -45,6 +46,12 @@ class ConvLayer:
     residual: Any = field(default=None, repr=False)
     absorbed: tuple[relax.Var, ...] = field(default=(), repr=False)
     reason: str = ""
+    merged: tuple[ConvLayer, ...] = field(default=(), repr=False)
+
+    @property
+    def parts(self) -> tuple[ConvLayer, ...]:
+        """The layers of the model that this one computes: those merged, or itself."""
+        return self.merged or (self,)
 
     @property
     def depthwise(self) -> bool:

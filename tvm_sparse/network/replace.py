@@ -11,11 +11,13 @@ from tvm import relax
 from tvm.target import Target
 
 from tvm_sparse.errors import InputError
+from tvm_sparse.network.concats import concats_in_place
 from tvm_sparse.network.decide import Decision
 from tvm_sparse.network.imported import static_shape
 from tvm_sparse.network.match import ConvLayer
 from tvm_sparse.schedules import select, template
 from tvm_sparse.schedules.base import Kernel
+from tvm_sparse.schedules.outputs import Slice, store_slices
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,13 @@ def replace_layers(
 
     `progress` is called with the finished fraction.
     """
-    kernels: dict[relax.Var, tuple[ConvLayer, Kernel]] = {}
+    kernels: list[tuple[ConvLayer, Kernel]] = []
     report = []
     for index, (layer, decision) in enumerate(zip(layers, decisions, strict=True)):
         kernel = None
         if decision.direct:
             kernel, decision = make_kernel(layer, decision, target)
-            kernels[layer.root] = (layer, kernel)
+            kernels.append((layer, kernel))
         report.append(_line(layer, decision, kernel))
         progress((index + 1) / len(layers))
     mutator = _Replacer(module, kernels)
@@ -101,34 +103,76 @@ def _line(layer: ConvLayer, decision: Decision, kernel: Kernel | None) -> LayerD
 
 @relax.expr_functor.mutator
 class _Replacer(relax.PyExprMutator):
-    def __init__(self, module: tvm.IRModule, kernels: dict[relax.Var, tuple[ConvLayer, Kernel]]) -> None:
+    """Calls the kernels where the first variable that they compute was bound."""
+
+    def __init__(self, module: tvm.IRModule, kernels: Sequence[tuple[ConvLayer, Kernel]]) -> None:
         super().__init__(module)
-        self._kernels = kernels
+        self._kernels = {part.root: pair for pair in kernels for part in pair[0].parts}
+        self._parts = concats_in_place(module["main"], self._kernels)
+        self._results: dict[relax.Var, relax.Var] = {}
+        #: The values of concats, as far as they are stored.
+        self._concats: dict[relax.Var, relax.Var] = {}
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        if binding.var not in self._kernels:
+        var = binding.var
+        if var in self._concats:
+            self._results[var] = self._shaped(self._concats[var], _shape(var))
+        elif var not in self._kernels:
             super().visit_var_binding_(binding)
             return
-        layer, kernel = self._kernels[binding.var]
-        self.set_var_remap(binding.var, self.builder_.emit(self._call(layer, kernel), binding.var.name))
+        elif var not in self._results:
+            self._call(*self._kernels[var])
+        self.set_var_remap(var, self._results[var])
 
-    def _call(self, layer: ConvLayer, kernel: Kernel) -> relax.Expr:
+    def _call(self, layer: ConvLayer, kernel: Kernel) -> None:
+        """Call a kernel, on slices of the tensors that it stores parts of; each of these once among its results."""
         workload = kernel.workload
-        function = self.builder_.add_func(kernel.func.without_attr("global_symbol"), "direct_conv2d")
-        in_shape = (workload.n, workload.c, workload.h, workload.w)
-        out_shape = (workload.n, workload.k, workload.p, workload.q)
-        args = [self._shaped(self.visit_expr(layer.x), in_shape)]
+        n, p, q = workload.n, workload.p, workload.q
+        args = [self._shaped(self.visit_expr(layer.x), (n, workload.c, workload.h, workload.w))]
         args += [relax.const(np.ascontiguousarray(array)) for array in kernel.constants.arrays]
         if layer.bias is not None:
             args.append(relax.const(layer.bias.astype(workload.dtype)))
         if layer.residual is not None:
-            args.append(self._shaped(self.visit_expr(layer.residual), out_shape))
-        call = relax.call_tir(function, args, out_ty=relax.TensorType(out_shape, workload.dtype))
-        shape = static_shape(layer.root)
-        assert shape is not None
-        return self._shaped(call, shape)
+            args.append(self._shaped(self.visit_expr(layer.residual), (n, workload.k, p, q)))
 
-    def _shaped(self, expr: relax.Expr, shape: tuple[int, ...]) -> relax.Expr:
+        places = [self._parts.get(part.root) for part in layer.parts]
+        owners = [part.root if place is None else place.concat for part, place in zip(layer.parts, places, strict=True)]
+        # Tensors that are there already come first: call_tir_inplace takes them among the arguments.
+        tensors = sorted(dict.fromkeys(owners), key=lambda owner: owner not in self._concats)
+        widths = [_shape(tensor)[1] for tensor in tensors]
+        slices = [
+            Slice(len(part.weight), tensors.index(owner), 0 if place is None else place.first)
+            for part, place, owner in zip(layer.parts, places, owners, strict=True)
+        ]
+        plain = len(slices) == 1 and widths == [workload.k]
+        func = kernel.func if plain else store_slices(kernel.func, slices, widths)
+        function = self.builder_.add_func(func.without_attr("global_symbol"), "direct_conv2d")
+        types = [relax.TensorType((n, width, p, q), workload.dtype) for width in widths]
+        there = [tensor for tensor in tensors if tensor in self._concats]
+        if there:
+            indices = [len(args) + index if index < len(there) else -1 for index in range(len(tensors))]
+            args += [self._shaped(self._concats[tensor], (n, _shape(tensor)[1], p, q)) for tensor in there]
+            call = relax.op.base.call_tir_inplace(function, args, indices, types)
+        else:
+            call = relax.call_tir(function, args, out_ty=types if len(types) > 1 else types[0])
+        stored = self.builder_.emit(call, layer.root.name)
+        for index, tensor in enumerate(tensors):
+            result = self.builder_.emit(relax.TupleGetItem(stored, index)) if len(tensors) > 1 else stored
+            if tensor in self._kernels:
+                self._results[tensor] = self._shaped(result, _shape(tensor))
+            else:
+                self._concats[tensor] = result
+        for part, place in zip(layer.parts, places, strict=True):
+            if place is not None:
+                self._results[part.root] = self._concats[place.concat]
+
+    def _shaped(self, expr: relax.Expr, shape: tuple[int, ...]) -> relax.Var:
         """A view in another shape of the same memory; nothing where the shape is the same already."""
-        expr = expr if isinstance(expr, relax.Var) else self.builder_.emit(expr)
-        return expr if static_shape(expr) == shape else self.builder_.emit(relax.op.reshape(expr, shape))
+        var = expr if isinstance(expr, relax.Var) else self.builder_.emit(expr)
+        return var if static_shape(var) == shape else self.builder_.emit(relax.op.reshape(var, shape))
+
+
+def _shape(var: relax.Var) -> tuple[int, ...]:
+    shape = static_shape(var)
+    assert shape is not None
+    return shape

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
+from tvm.target import Target
+
 from tvm_sparse.errors import InputError
 from tvm_sparse.network.decide import decide
 from tvm_sparse.network.imported import ImportedModel
 from tvm_sparse.network.match import match_layers
+from tvm_sparse.network.siblings import merge_siblings
 from tvm_sparse.tuning.layers import Layer, distinct
 
 
-def tunable_layers(models: Iterable[ImportedModel], patterns: Iterable[str] = ()) -> list[Layer]:
+def tunable_layers(models: Iterable[ImportedModel], target: Target, patterns: Iterable[str] = ()) -> list[Layer]:
     """The distinct layers of some networks that a template of ours runs, sparse or dense.
 
     Parameters
     ----------
-    patterns : names or shell patterns of the layers wanted; none wants all
+    target : what they are tuned for, which decides which layers are merged into one
+    patterns : names or shell patterns of the layers wanted, merged ones also by a name of theirs; none wants all
 
     Raises
     ------
@@ -27,10 +31,11 @@ def tunable_layers(models: Iterable[ImportedModel], patterns: Iterable[str] = ()
     models, wanted = list(models), list(patterns)
     layers, names = [], []
     for model in models:
-        for layer in match_layers(model.module["main"], model.convolutions):
-            names.append(layer.name)
+        for layer in merge_siblings(match_layers(model.module["main"], model.convolutions), "auto", target):
+            own = [layer.name, *(part.name for part in layer.merged)]
+            names += own
             decision = decide(layer, "auto")
-            if layer.workload is None or not decision.direct or not _fits(layer.name, wanted):
+            if layer.workload is None or not decision.direct or not any(_fits(name, wanted) for name in own):
                 continue
             name = layer.name if len(models) == 1 else f"{model.name}:{layer.name}"
             layers.append(Layer(name, layer.workload, layer.weight, decision.kind))
