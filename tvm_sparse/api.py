@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_sparse.errors import InputError, LibraryError, VerificationError
-from tvm_sparse.verification import Verification, compare
+from tvm_sparse.verification import Verification, compare, compare_batches
 
 if TYPE_CHECKING:
-    from tvm_sparse.deploy import ExportReport, Metadata, Network
+    from tvm_sparse.deploy import BatchSizes, ExportReport, Metadata, Network
+    from tvm_sparse.deploy.buckets import Batch
     from tvm_sparse.network.build import BuiltNetwork
     from tvm_sparse.network.imported import ImportedModel
     from tvm_sparse.network.inspection import LayerSummary
@@ -53,12 +54,21 @@ class CompiledNetwork:
 
     @property
     def sparse_bytes(self) -> int:
-        """Bytes of the convolution filters as they were packed."""
+        """Bytes of the convolution filters as they were packed, of several batch sizes for the largest."""
         return self.metadata.sparse_bytes
 
-    def report(self) -> list[LayerDecision]:
-        """How every convolution runs, and why."""
-        return self._built.layers
+    def report(self, batch: int | None = None) -> list[LayerDecision]:
+        """How every convolution runs, and why; for each batch size compiled for, or only that which serves `batch`.
+
+        Raises
+        ------
+        InputError
+            The network does not serve this `batch`.
+        """
+        from tvm_sparse.deploy.batching import bucket_for
+
+        bucket = bucket_for(self.metadata, batch)
+        return [layer for layer in self._built.layers if bucket is None or layer.batch == bucket]
 
     def export(self, path: str | Path) -> ExportReport:
         """Write the one-file library; an old file at `path` stays as it is if anything fails.
@@ -93,7 +103,7 @@ def compile(
     arch: str | Sequence[str] | None = None,
     mcpu: str | None = None,
     sparse: str = "auto",
-    batch: int | None = None,
+    batch: Batch | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int | None = None,
     log: str | Path | None = SHIPPED,
@@ -109,7 +119,8 @@ def compile(
     target : "llvm" (this machine's CPU unless `mcpu` names another) or "cuda" (needs `arch`, and no GPU here)
     arch : GPU architectures, "sm_90" or "sm_80,sm_90"
     sparse : "auto" decides for every convolution, "always" and "never" do what they say
-    batch, shapes : pin what the model leaves open: the leading dimension, whole input shapes by input name
+    batch, shapes : pin what the model leaves open: the leading dimension, whole input shapes by input name. A range,
+        "1-32", or sizes, "1,8,32", make a library that serves every batch up to the largest: see docs/deployment.md
     threads : CPU threads that the work is cut for (default: those this process may use)
     log : records of tune() to choose kernels by: a folder or file, by default those that come with this package; None
         takes no records
@@ -125,9 +136,12 @@ def compile(
         When the compiled network and the original differ by more than `tolerance`.
     """
     tell = progress or (lambda stage, fraction: None)
+    from tvm_sparse.deploy.buckets import buckets_of
     from tvm_sparse.targets import make_target
 
+    buckets = buckets_of(batch)
     made = make_target(target, arch=arch, mcpu=mcpu, threads=threads)
+    from tvm_sparse.network.batches import batch_sizes, build_batches
     from tvm_sparse.network.build import build_network
     from tvm_sparse.network.decide import check_mode
     from tvm_sparse.network.importer import import_model
@@ -135,24 +149,30 @@ def compile(
 
     check_mode(sparse)
     known = _known_kernels(log, made)
-    tell("import the model", 0.0)
-    imported = import_model(model, batch=batch, shapes=shapes)
+    imported = []
+    for index, bucket in enumerate(buckets or (None,)):
+        tell("import the model", index / max(1, len(buckets)))
+        imported.append(import_model(model, batch=bucket, shapes=shapes))
     tell("import the model", 1.0)
+    sizes = batch_sizes(imported, buckets) if len(buckets) > 1 else None
     with ExitStack() as stack:
         archs = None
         if target == "cuda":
             build = stack.enter_context(cuda_build(arch or "", target=made))
             archs = build.archs
-        built = build_network(imported, made, sparse, tell, known)
+        if sizes is None:
+            built = build_network(imported[0], made, sparse, tell, known)
+        else:
+            built = build_batches(imported, sizes, made, sparse, tell, known)
         if target == "cuda":
             check_cuda_modules(built.executable, build)
-    network = CompiledNetwork(built, _metadata(imported, built, made, archs))
-    if verify and imported.reference is not None and _runs_here(target, mcpu):
+    network = CompiledNetwork(built, _metadata(imported[-1], built, made, archs, sizes))
+    if verify and imported[0].reference is not None and _runs_here(target, mcpu):
         tell("verify", 0.0)
-        network.verification = compare(imported, network, tolerance=tolerance)
+        network.verification = _compare(imported, network, sizes, tolerance)
         tell("verify", 1.0)
         if not network.verification.passed:
-            raise VerificationError(f"{imported.name}: {network.verification.describe()}")
+            raise VerificationError(f"{imported[0].name}: {network.verification.describe()}")
     return network
 
 
@@ -173,7 +193,7 @@ def tune(
     target: str = "llvm",
     arch: str | Sequence[str] | None = None,
     mcpu: str | None = None,
-    batch: int | None = None,
+    batch: Batch | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int | None = None,
     trials: int | None = None,
@@ -197,6 +217,7 @@ def tune(
     models : one model, see compile(), or several
     log : folder of the log; `compile(..., log=...)` takes it
     target, arch, mcpu, threads : as for compile(); the device must be here or in the fleet, and `arch` is its own
+    batch, shapes : as for compile(); of several batch sizes the layers of each are tuned
     trials, trials_per_layer, time_budget_min : when to stop; 64 trials a layer where none is given
     layers : names or shell patterns of the layers to tune; none tunes all
     rpc_tracker, rpc_key : "HOST:PORT" of a TVM RPC tracker and the key of its servers, which then measure
@@ -209,6 +230,7 @@ def tune(
     ModelError, InputError, CompileError, OutputError
         See tvm_sparse.errors.
     """
+    from tvm_sparse.deploy.buckets import buckets_of
     from tvm_sparse.tuning.devices import setting_for
     from tvm_sparse.tuning.fleet import tracker_of
     from tvm_sparse.tuning.log_files import make_log
@@ -216,6 +238,7 @@ def tune(
     from tvm_sparse.tuning.tuner import tune as tune_layers
 
     tracker = tracker_of(rpc_tracker, rpc_key)
+    buckets = buckets_of(batch)
     make_log(log)
     setting = setting_for(target, arch=arch, mcpu=mcpu, threads=threads, tracker=tracker)
     setting = replace(setting, builders=builders, strategy=search, seed=seed)
@@ -223,7 +246,7 @@ def tune(
     from tvm_sparse.network.tunable import tunable_layers
 
     several = models if isinstance(models, Sequence) and not isinstance(models, str | bytes) else [models]
-    imported = [import_model(model, batch=batch, shapes=shapes) for model in several]
+    imported = [import_model(model, batch=bucket, shapes=shapes) for model in several for bucket in buckets or (None,)]
     if trials is None and trials_per_layer is None and time_budget_min is None:
         trials_per_layer = DEFAULT_TRIALS
     seconds = None if time_budget_min is None else 60 * time_budget_min
@@ -241,24 +264,29 @@ def verify(model: Model, library: str | Path, *, tolerance: float = 1e-4, seed: 
         When either cannot be loaded, or the library was compiled from a model with other inputs or outputs.
     """
     from tvm_sparse.deploy import load
+    from tvm_sparse.deploy.batching import specs_for
 
     network = load(library)
     from tvm_sparse.network.importer import import_model
 
-    try:
-        imported = import_model(model, shapes={spec.name: spec.shape for spec in network.inputs})
-    except InputError as error:
-        raise LibraryError(f"{library}: was compiled from another model: {error}") from error
+    sizes = network.metadata.batch
+    imported = []
+    for bucket in sizes.buckets if sizes else (None,):
+        specs = specs_for(network.metadata, bucket)
+        try:
+            imported.append(import_model(model, shapes={spec.name: spec.shape for spec in specs}))
+        except InputError as error:
+            raise LibraryError(f"{library}: was compiled from another model: {error}") from error
     for kind in ("inputs", "outputs"):
         ours, theirs = (
             ", ".join(f"{spec.name} {spec.dtype} {spec.shape}" for spec in getattr(side, kind))
-            for side in (network, imported)
+            for side in (network, imported[-1])
         )
         if ours != theirs:
             raise LibraryError(
-                f"{library}: was compiled from another model: {kind} {ours}; {imported.name} has {theirs}"
+                f"{library}: was compiled from another model: {kind} {ours}; {imported[-1].name} has {theirs}"
             )
-    return compare(imported, network, tolerance=tolerance, seed=seed)
+    return _compare(imported, network, sizes, tolerance, seed)
 
 
 def _known_kernels(log: str | Path | None, target: Any) -> KnownKernels | None:
@@ -282,16 +310,37 @@ def _runs_here(target: str, mcpu: str | None) -> bool:
     return target == "llvm" and mcpu is None
 
 
-def _metadata(imported: ImportedModel, built: BuiltNetwork, target: Any, archs: Sequence[str] | None) -> Metadata:
+def _compare(
+    imported: Sequence[ImportedModel],
+    network: Callable[..., Any],
+    sizes: BatchSizes | None,
+    tolerance: float,
+    seed: int = 0,
+) -> Verification:
+    if sizes is None:
+        return compare(imported[0], network, tolerance=tolerance, seed=seed)
+    return compare_batches(imported, network, sizes, tolerance=tolerance, seed=seed)
+
+
+def _metadata(
+    imported: ImportedModel,
+    built: BuiltNetwork,
+    target: Any,
+    archs: Sequence[str] | None,
+    sizes: BatchSizes | None,
+) -> Metadata:
+    """Metadata of what was built from a model, imported with the largest batch."""
     from tvm_sparse.deploy import make_metadata
 
+    layers = [layer for layer in built.layers if sizes is None or layer.batch == sizes.largest]
     return make_metadata(
         model=imported.name,
         inputs=imported.inputs,
         outputs=imported.outputs,
         target=target,
         archs=archs,
+        batch=sizes,
         layers=[asdict(layer) for layer in built.layers],
-        dense_bytes=sum(layer.dense_bytes for layer in built.layers),
-        sparse_bytes=sum(layer.packed_bytes for layer in built.layers),
+        dense_bytes=sum(layer.dense_bytes for layer in layers),
+        sparse_bytes=sum(layer.packed_bytes for layer in layers),
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tvm_sparse.deploy.metadata import BatchSizes
 from tvm_sparse.deploy.tensors import random_inputs
 from tvm_sparse.errors import ModelError, VerificationError
 from tvm_sparse.oracle import relative_error
@@ -23,12 +24,14 @@ class Verification:
     """Relative error (L2 norm of the difference over that of the reference) of every output, by its name.
 
     `constant` names the outputs that have the same value everywhere in the reference: their comparison says little.
+    `batches` are the batch sizes compared, where a library serves several; then the errors are the largest of them.
     """
 
     reference: str
     relative_error: dict[str, float]
     tolerance: float
     constant: tuple[str, ...] = ()
+    batches: tuple[int, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -38,16 +41,52 @@ class Verification:
         """One line: the reference, the output that differs most, and what the input did not exercise."""
         name, error = max(self.relative_error.items(), key=lambda item: item[1])
         note = f"; the same everywhere for this input: {', '.join(self.constant)}" if self.constant else ""
+        batches = f"; batches {', '.join(map(str, self.batches))}" if self.batches else ""
         return (
             f"output {name} has a relative error of {error:.3g} against {self.reference} "
-            f"(tolerance {self.tolerance:g}){note}"
+            f"(tolerance {self.tolerance:g}{batches}){note}"
         )
 
 
-def compare(imported: Any, network: Callable[..., Any], *, tolerance: float, seed: int = 0) -> Verification:
+def compare_batches(
+    models: Sequence[Any], network: Callable[..., Any], sizes: BatchSizes, *, tolerance: float, seed: int = 0
+) -> Verification:
+    """Compare at every batch size compiled for, and at one that is padded; see `compare`.
+
+    Parameters
+    ----------
+    models : the ImportedModel of each bucket
+
+    Raises
+    ------
+    ModelError, VerificationError
+        As for `compare`.
+    """
+    found = [compare(model, network, tolerance=tolerance, seed=seed) for model in models]
+    between = [n for n in range(1, sizes.largest) if n not in sizes.buckets][-1:]
+    for n in between:
+        found.append(compare(models[-1], network, tolerance=tolerance, seed=seed, only=(n, sizes.inputs)))
+    worst = {name: max(one.relative_error[name] for one in found) for name in found[0].relative_error}
+    constant = tuple(name for name in worst if all(name in one.constant for one in found))
+    return replace(found[0], relative_error=worst, constant=constant, batches=(*sizes.buckets, *between))
+
+
+def compare(
+    imported: Any,
+    network: Callable[..., Any],
+    *,
+    tolerance: float,
+    seed: int = 0,
+    only: tuple[int, Sequence[str]] | None = None,
+) -> Verification:
     """Run an ImportedModel's reference and `network`, which takes the inputs by position, on one random input.
 
     A network with inputs or outputs of 16 bits is allowed their rounding, whatever `tolerance` says.
+
+    Parameters
+    ----------
+    only : give the network only so many images of the inputs named, and compare with what the reference makes of them
+        among the others
 
     Raises
     ------
@@ -67,6 +106,9 @@ def compare(imported: Any, network: Callable[..., Any], *, tolerance: float, see
         raise ModelError(
             f"{imported.name}: {reference} cannot run this model to verify it; compile it with --no-verify: {reason}"
         ) from error
+    if only is not None:
+        inputs = {name: array[: only[0]] if name in only[1] else array for name, array in inputs.items()}
+        expected = [array[: only[0]] for array in expected]
     actual = network(*inputs.values())
     actual = actual if isinstance(actual, tuple) else (actual,)
     ours, theirs = ([np.shape(array) for array in arrays] for arrays in (actual, expected))

@@ -12,6 +12,7 @@ import pytest
 
 from tvm_sparse.cli import main
 from tvm_sparse.cli.run_library import read_arrays, write_arrays
+from tvm_sparse.deploy import BatchSizes, Metadata
 from tvm_sparse.errors import InputError
 
 from .conftest import Calls
@@ -64,6 +65,7 @@ class Verification:
     relative_error: dict[str, float] = field(default_factory=lambda: {"y": 2e-6})
     constant: tuple[str, ...] = ()
     tolerance: float = 1e-4
+    batches: tuple[int, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -96,18 +98,20 @@ class Network:
 
     outputs = (Spec("y"),)
 
-    def __init__(self) -> None:
+    def __init__(self, batch: BatchSizes | None = None) -> None:
         self.seen: list[dict[str, np.ndarray]] = []
+        self.metadata = Metadata("net", (), (), "llvm", batch=batch)
 
-    def report(self) -> list[Decision]:
-        return [Decision("conv1", "dense", "first layer"), Decision("conv2", "sparse", "90 % zeros")]
+    def report(self, batch: int | None = None) -> list[Decision]:
+        layers = [Decision("conv1", "dense", "first layer"), Decision("conv2", "sparse", "90 % zeros")]
+        return layers if batch or self.metadata.batch is None else layers * len(self.metadata.batch.buckets)
 
     def export(self, path: Path) -> Result:
         Path(path).write_bytes(b"12345")
         return Result()
 
-    def random_inputs(self, seed: int) -> dict[str, np.ndarray]:
-        return {"x": np.random.default_rng(seed).random((1, 2), np.float32)}
+    def random_inputs(self, seed: int, batch: int | None) -> dict[str, np.ndarray]:
+        return {"x": np.random.default_rng(seed).random((batch or 1, 2), np.float32)}
 
     def __call__(self, **arrays: np.ndarray) -> np.ndarray:
         self.seen.append(arrays)
@@ -181,6 +185,21 @@ def test_compile(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) 
     assert "4,000,000 bytes" in captured.out and "1,000,000 bytes" in captured.out and "5 bytes" in captured.out
     written = json.loads(report.read_text())
     assert written["layers"][1]["decision"] == "sparse" and written["verification"]["passed"] is True
+    assert written["batch"] is None
+
+
+@pytest.mark.parametrize("batch", ["1-4", "1,2,4"])
+def test_compile_for_several_batches(batch: str, calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table has the layers of the largest, the JSON file those of all."""
+    calls.answers["compile"] = lambda *_, **__: Network(BatchSizes((1, 2, 4), ("x",)))
+    report = model.with_name("report.json")
+    options = ["--batch", batch, "--json", str(report)]
+    assert main(["compile", str(model), "-o", str(model.with_name("net.so")), *options]) == 0
+    assert calls.last[2]["batch"] == batch
+    out = capsys.readouterr().out
+    assert "batches: 1 to 4, compiled for 1, 2, 4" in out and "sparse convolutions: 1 of 2" in out
+    written = json.loads(report.read_text())
+    assert len(written["layers"]) == 6 and written["batch"] == {"buckets": [1, 2, 4], "inputs": ["x"]}
 
 
 @pytest.mark.parametrize(("log", "expected"), [("none", None), ("my-log", "my-log")])
@@ -245,6 +264,15 @@ def test_run_on_random_input(calls: Calls, model: Path, capsys: pytest.CaptureFi
         assert np.array_equal(np.load(output)["y"], drawn) is same
 
 
+def test_run_draws_the_batch_asked_for(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    network = Network()
+    calls.answers["load"] = lambda *_, **__: network
+    assert main(["run", "net.so", "--random", "3", "--batch", "5"]) == 0
+    assert network.seen[0]["x"].shape == (5, 2)
+    assert main(["run", "net.so", "--input", "x.npz", "--batch", "5"]) == 2
+    assert "belongs to --random" in capsys.readouterr().err
+
+
 def test_run_on_given_input(calls: Calls, model: Path) -> None:
     network = Network()
     calls.answers["load"] = lambda *_, **__: network
@@ -301,10 +329,10 @@ def test_verify_fails_with_6(error: float, calls: Calls, model: Path, capsys: py
 def test_bench(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calls.answers |= {"load": lambda *_, **__: "network", "bench": Result()}
     report = model.with_name("bench.json")
-    options = ["--threads", "2", "--repeats", "5", "--warmup", "1", "--json", str(report)]
+    options = ["--threads", "2", "--repeats", "5", "--warmup", "1", "--batch", "7", "--json", str(report)]
     assert main(["bench", "net.so", *options]) == 0
     assert calls.seen[0] == ("load", (Path("net.so"),), {"threads": 2})
-    assert calls.seen[1] == ("bench", ("network",), {"repeats": 5, "warmup": 1, "seed": 0})
+    assert calls.seen[1] == ("bench", ("network",), {"repeats": 5, "warmup": 1, "seed": 0, "batch": 7})
     assert "median us: 12.5" in capsys.readouterr().out
     assert json.loads(report.read_text()) == {"median_us": 12.5, "p95_us": 20.0}
 

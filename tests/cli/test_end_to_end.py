@@ -225,7 +225,18 @@ def test_bad_options(options: list[str], code: int, words: list[str], tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("batch", ["0", "-1", "two"])
+def test_one_library_for_several_batches(tmp_path: Path) -> None:
+    printed = cli("compile", MODEL, "-o", "net.so", "--batch", "1-3", cwd=tmp_path).done()
+    assert "batches: 1 to 3, compiled for 1, 2, 3" in printed
+    assert "1×10" in cli("run", "net.so", "--random", 0, "--batch", 1, cwd=tmp_path).done()
+    np.savez(tmp_path / "x.npz", **{input_name(): images()})
+    assert "2×10" in cli("run", "net.so", "--input", "x.npz", cwd=tmp_path).done()
+    assert "batch: 2" in cli("bench", "net.so", "--batch", 2, "--repeats", 3, cwd=tmp_path).done()
+    assert "batches: 1, 2, 3" in cli("verify", MODEL, "net.so", cwd=tmp_path).done()
+    cli("bench", "net.so", "--batch", 4, cwd=tmp_path).failed(4, "batch 4", "serves 1 to 3")
+
+
+@pytest.mark.parametrize("batch", ["0", "-1", "two", "3-1", "1..4"])
 def test_a_batch_that_is_none_is_wrong_usage(batch: str, tmp_path: Path) -> None:
     ended = cli("compile", MODEL, "-o", "net.so", "--batch", batch, cwd=tmp_path)
     assert ended.code == 2 and "--batch" in ended.err and "Traceback" not in ended.err

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvm_sparse.deploy.metadata import FORMAT_VERSION, Metadata, TensorSpec
+from tvm_sparse.deploy.metadata import FORMAT_VERSION, BatchSizes, Metadata, TensorSpec
 from tvm_sparse.errors import LibraryError
 
 SPEC = TensorSpec("input.1", (1, 3, 224, 224), "float32")
@@ -23,6 +23,7 @@ EXAMPLE = Metadata(
     cpu_features=("avx2",),
     archs=("sm_80", "sm_90"),
     versions={"apache-tvm": "0.27.0.post1"},
+    batch=BatchSizes((1, 2, 8), ("input.1",)),
     layers=({"name": "conv1", "sparse": True, "why": None},),
     dense_bytes=100,
     sparse_bytes=20,
@@ -33,6 +34,12 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambd
 
 def test_round_trip():
     assert Metadata.from_json(EXAMPLE.to_json()) == EXAMPLE
+
+
+def test_a_batch_goes_into_the_smallest_bucket_that_holds_it():
+    batch = BatchSizes((1, 4, 6), ("x",))
+    assert [batch.bucket(n) for n in range(1, 7)] == [1, 4, 4, 4, 6, 6]
+    assert [batch.function(bucket) for bucket in batch.buckets] == ["main_1", "main_4", "main"]
 
 
 def test_numpy_values_in_layers_become_plain():
@@ -52,7 +59,7 @@ def test_a_key_of_a_later_release_is_ignored():
         ("[" * 100_000, "not JSON"),
         ("[]", "not a JSON object"),
         ("{}", "format None"),
-        (json.dumps({"format_version": FORMAT_VERSION + 1}), "format 2"),
+        (json.dumps({"format_version": FORMAT_VERSION + 1}), "format 3, this release reads 2: compile it again"),
     ],
 )
 def test_what_is_no_metadata_is_refused(text, message):
@@ -79,6 +86,12 @@ def test_every_key_is_needed(key):
         ("dense_bytes", True),
         ("sparse_bytes", -1),
         ("layers", [1]),
+        ("batch", 3),
+        ("batch", {"buckets": [], "inputs": ["x"]}),
+        ("batch", {"buckets": [0, 1], "inputs": ["x"]}),
+        ("batch", {"buckets": [2, 1], "inputs": ["x"]}),
+        ("batch", {"buckets": [1, 1.5], "inputs": ["x"]}),
+        ("batch", {"buckets": [1, 2]}),
         ("versions", {"tvm": 1}),
     ],
 )

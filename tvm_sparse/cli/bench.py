@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tvm_sparse.cli.options import JsonFile, Library, Threads, check_json_file
+from tvm_sparse.cli.options import JsonFile, Library, OneBatch, Threads, check_json_file
 
 _PEERS = ("torch", "onnxruntime")
 
@@ -18,6 +18,7 @@ def command(
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls.")] = 100,
     warmup: Annotated[int, typer.Option(min=0, help="Calls before the timed ones.")] = 10,
     threads: Threads = None,
+    batch: OneBatch = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random input.")] = 0,
     compare: Annotated[
         str | None,
@@ -50,7 +51,7 @@ def command(
     from tvm_sparse.cli.output import progress, show_report, show_table, write_json
 
     network = tvm_sparse.load(library, threads=threads)
-    result = tvm_sparse.bench(network, repeats=repeats, warmup=warmup, seed=seed)
+    result = tvm_sparse.bench(network, repeats=repeats, warmup=warmup, seed=seed, batch=batch)
     comparison = None
     if compare is not None:
         from tvm_sparse import peers
@@ -63,6 +64,7 @@ def command(
                 peer=compare,
                 compiling=peers.Compiling(mode),
                 rounds=rounds,
+                batch=batch,
                 seed=seed,
                 tell=lambda stage: report(stage, 0.0),
             )

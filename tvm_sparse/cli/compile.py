@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tvm_sparse.cli.options import Batch, JsonFile, Model, Shapes, Threads, check_json_file, parse_shapes
+from tvm_sparse.cli.options import Batches, JsonFile, Model, Shapes, Threads, check_json_file, parse_batch, parse_shapes
 from tvm_sparse.cli.verify import summarize
 from tvm_sparse.files import check_writable
 
@@ -44,7 +45,7 @@ def command(
     sparse: Annotated[
         Sparse, typer.Option(help="Where to use sparse convolution; auto decides per layer and says why.")
     ] = Sparse.auto,
-    batch: Batch = None,
+    batch: Batches = None,
     shape: Shapes = None,
     threads: Threads = None,
     log: Annotated[
@@ -56,7 +57,7 @@ def command(
     json: JsonFile = None,
 ) -> None:
     """Compile a network into one library file with its weights inside; exit 6 if it differs from the reference."""
-    shapes = parse_shapes(shape)
+    shapes, sizes = parse_shapes(shape), parse_batch(batch)
     check_writable(output)
     check_json_file(json)
     import tvm_sparse
@@ -69,7 +70,7 @@ def command(
             arch=arch,
             mcpu=mcpu,
             sparse=sparse.value,
-            batch=batch,
+            batch=sizes,
             shapes=shapes,
             threads=threads,
             log=None if log == "none" else log,
@@ -84,6 +85,7 @@ def command(
         "model": model,
         "library": output,
         "target": target.value,
+        "batch": network.metadata.batch,
         "layers": layers,
         "verification": verdict,
         "dense_bytes": network.dense_bytes,
@@ -92,10 +94,15 @@ def command(
     }
     if write_json(result, json):
         return
+    served = network.metadata.batch
+    if served is not None:  # the others are in --json
+        layers = network.report(served.largest)
     show_records(layers, ["name", "workload", "sparsity", "decision", "template", "tuned", "reason"])
     chosen = sum(layer.decision == "sparse" for layer in layers)
+    batches = {} if served is None else {"batches": f"1 to {served.largest}, compiled for {_listed(served.buckets)}"}
     show_pairs(
         {
+            **batches,
             "sparse convolutions": f"{chosen} of {len(layers)}",
             "tuned": _tuned([layer.tuned for layer in layers]),
             "weights dense": size(network.dense_bytes),
@@ -104,6 +111,10 @@ def command(
             "verification": "none made" if network.verification is None else network.verification.describe(),
         }
     )
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes))
 
 
 def _tuned(origins: list[str]) -> str:

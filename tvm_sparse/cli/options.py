@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tvm_sparse.errors import InputError
 from tvm_sparse.files import check_writable
 
 Model = Annotated[
@@ -16,6 +17,19 @@ Model = Annotated[
 Library = Annotated[Path, typer.Argument(metavar="NET.so", show_default=False, help="A library that `compile` wrote.")]
 Batch = Annotated[
     int | None, typer.Option("--batch", min=1, show_default=False, help="Pin the batch size of every input.")
+]
+Batches = Annotated[
+    str | None,
+    typer.Option(
+        "--batch",
+        metavar="N|1-32|1,8,32",
+        show_default=False,
+        help="Batch size; a range (powers of two and both ends) or sizes make one library for all up to the largest.",
+    ),
+]
+OneBatch = Annotated[
+    int | None,
+    typer.Option("--batch", min=1, show_default=False, help="Images of a call, of a library that serves several."),
 ]
 Shapes = Annotated[
     list[str] | None,
@@ -50,6 +64,23 @@ def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]] | No
             raise typer.BadParameter(f"{text!r}: give each input once, as NAME=1x3x224x224", param_hint="--shape")
         shapes[name] = tuple(map(int, sizes))
     return shapes or None
+
+
+def parse_batch(text: str | None) -> int | str | None:
+    """`--batch` as the Python calls take it: a number as such, a range or sizes as they are written.
+
+    Raises
+    ------
+    typer.BadParameter
+        It is none of these.
+    """
+    from tvm_sparse.deploy.buckets import buckets_of
+
+    try:
+        buckets_of(text)
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint="--batch") from error
+    return int(text) if text is not None and text.strip().isdecimal() else text
 
 
 def check_json_file(destination: Path | None) -> None:

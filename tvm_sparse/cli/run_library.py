@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tvm_sparse.cli.options import Library, Threads
+from tvm_sparse.cli.options import Library, OneBatch, Threads
 from tvm_sparse.errors import InputError
 from tvm_sparse.files import check_writable, replacing
 
@@ -24,6 +24,7 @@ def command(
     random_seed: Annotated[
         int | None, typer.Option("--random", metavar="SEED", min=0, show_default=False, help="Draw the inputs instead.")
     ] = None,
+    batch: OneBatch = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="y.npz", show_default=False, help="Where to write the output arrays."),
@@ -33,6 +34,8 @@ def command(
     """Run a library once; prints name, shape, dtype and range of every output."""
     if (input_file is None) == (random_seed is None):
         raise typer.BadParameter("give either --input x.npz or --random SEED", param_hint="--input")
+    if batch is not None and input_file is not None:
+        raise typer.BadParameter("belongs to --random; the arrays of --input have a batch", param_hint="--batch")
     if output is not None:
         check_writable(output)
     import numpy as np
@@ -42,7 +45,7 @@ def command(
 
     arrays = read_arrays(input_file) if input_file is not None else None
     network = tvm_sparse.load(library, threads=threads)
-    returned = network(**(network.random_inputs(random_seed or 0) if arrays is None else arrays))
+    returned = network(**(network.random_inputs(random_seed or 0, batch) if arrays is None else arrays))
     outputs = returned if isinstance(returned, tuple) else (returned,)
     results = {spec.name: np.asarray(array) for spec, array in zip(network.outputs, outputs, strict=True)}
     if output is not None:

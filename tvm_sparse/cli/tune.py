@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tvm_sparse.cli.compile import Target
-from tvm_sparse.cli.options import Batch, JsonFlag, Shapes, Threads, parse_list, parse_shapes
+from tvm_sparse.cli.options import Batches, JsonFlag, Shapes, Threads, parse_batch, parse_list, parse_shapes
 
 if TYPE_CHECKING:
     from tvm_sparse.tuning.tuner import TunedLayer
@@ -43,7 +43,7 @@ def command(
             metavar="PATTERNS", show_default=False, help="Layers to tune: names or patterns, comma-separated."
         ),
     ] = None,
-    batch: Batch = None,
+    batch: Batches = None,
     shape: Shapes = None,
     threads: Threads = None,
     rpc_tracker: Annotated[
@@ -61,7 +61,7 @@ def command(
     json: JsonFlag = False,
 ) -> None:
     """Search each distinct layer's templates and knobs by measuring; run it again to go on where it was cut off."""
-    shapes = parse_shapes(shape)
+    shapes, sizes = parse_shapes(shape), parse_batch(batch)
     import tvm_sparse
     from tvm_sparse.cli.output import to_json
     from tvm_sparse.cli.tune_progress import tuning_progress
@@ -74,7 +74,7 @@ def command(
             target=target.value,
             arch=arch,
             mcpu=mcpu,
-            batch=batch,
+            batch=sizes,
             shapes=shapes,
             threads=threads,
             trials=trials,

@@ -26,6 +26,8 @@ def command(
     if json:
         print(to_json(verdict))
     else:
+        if verification.batches:
+            verdict["batches"] = ", ".join(map(str, verification.batches))
         show_pairs({name.replace("_", " "): value for name, value in verdict.items()})
     if not verification.passed:
         raise VerificationError(f"{library}: {verification.describe()}; compile it again from {model}")
@@ -33,5 +35,6 @@ def command(
 
 def summarize(verification: Any) -> dict[str, Any]:
     """What a comparison found, as it is printed."""
-    names = ("reference", "relative_error", "constant", "tolerance", "passed")
+    names = ["reference", "relative_error", "constant", "tolerance", "passed"]
+    names += ["batches"] if verification.batches else []
     return {name: getattr(verification, name) for name in names}

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tvm_sparse.deploy.environment import collect_env
     from tvm_sparse.deploy.library import ExportReport, export_library, make_metadata
-    from tvm_sparse.deploy.metadata import Metadata, TensorSpec
+    from tvm_sparse.deploy.metadata import BatchSizes, Metadata, TensorSpec
     from tvm_sparse.deploy.runtime import Network, load
     from tvm_sparse.deploy.timing import BenchResult, bench
     from tvm_sparse.deploy.trailer import read_metadata
 
 _HOMES = {
+    "BatchSizes": "metadata",
     "BenchResult": "timing",
     "ExportReport": "library",
     "Metadata": "metadata",
@@ -28,6 +29,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BatchSizes",
     "BenchResult",
     "ExportReport",
     "Metadata",

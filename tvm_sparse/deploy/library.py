@@ -13,7 +13,7 @@ from tvm_sparse.cuda.archs import sm_number
 from tvm_sparse.cuda.fatbin import find_fatbins
 from tvm_sparse.deploy.elf import add_fatbin_sections
 from tvm_sparse.deploy.machine import cpuinfo_names
-from tvm_sparse.deploy.metadata import Metadata, TensorSpec
+from tvm_sparse.deploy.metadata import BatchSizes, Metadata, TensorSpec
 from tvm_sparse.deploy.trailer import append_trailer
 from tvm_sparse.errors import CompileError, OutputError
 from tvm_sparse.files import replacing
@@ -37,7 +37,8 @@ def export_library(executable: Any, metadata: Metadata, path: str | Path) -> Exp
     Parameters
     ----------
     executable
-        What `tvm.compile` made of a Relax module whose "main" takes and returns what `metadata` says.
+        What `tvm.compile` made of a Relax module whose "main" takes and returns what `metadata` says, and whose other
+        functions are those of `metadata.batch`.
     metadata
         See `make_metadata`.
     path
@@ -72,6 +73,7 @@ def make_metadata(
     outputs: Iterable[Any],
     target: Any,
     archs: Sequence[str] | None = None,
+    batch: BatchSizes | None = None,
     layers: Sequence[Mapping[str, Any]] = (),
     dense_bytes: int = 0,
     sparse_bytes: int = 0,
@@ -86,6 +88,8 @@ def make_metadata(
         Kind llvm, or cuda with an llvm host. Of its CPU code the needed features are asked from LLVM.
     archs
         CUDA: those compiled for; by default the target's own.
+    batch
+        The batch sizes served, where `inputs` and `outputs` are only the largest.
     """
     from tvm.target import codegen
 
@@ -103,6 +107,7 @@ def make_metadata(
         cpu_features=cpuinfo_names(str(feature) for feature in codegen.llvm_get_cpu_features(host)),
         archs=tuple(archs or ()),
         versions=_versions(),
+        batch=batch,
         layers=tuple(map(dict, layers)),
         dense_bytes=dense_bytes,
         sparse_bytes=sparse_bytes,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from tvm_sparse.errors import LibraryError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,35 @@ class TensorSpec:
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """How a library serves every batch from 1 to its largest bucket: a function for each bucket, inputs padded to it.
+
+    Attributes
+    ----------
+    buckets
+        The batch sizes compiled for, ascending.
+    inputs
+        Names of the inputs whose leading dimension is the batch. It is that of every output.
+    """
+
+    buckets: tuple[int, ...]
+    inputs: tuple[str, ...]
+
+    @property
+    def largest(self) -> int:
+        """The largest batch served; `Metadata.inputs` and `.outputs` have its shapes."""
+        return self.buckets[-1]
+
+    def bucket(self, n: int) -> int:
+        """The smallest bucket that n images, from 1 to the largest batch, fit into."""
+        return next(bucket for bucket in self.buckets if bucket >= n)
+
+    def function(self, bucket: int) -> str:
+        """The name of a bucket's function in the library."""
+        return "main" if bucket == self.largest else f"main_{bucket}"
 
 
 @dataclass(frozen=True)
@@ -39,8 +69,10 @@ class Metadata:
         CUDA: the archs it holds machine code for, like "sm_90".
     versions
         Of the packages that compiled it.
+    batch
+        The batch sizes it serves; None where there is only the one of `inputs`.
     layers
-        One free-form mapping per convolution: how it runs and why.
+        One free-form mapping per convolution, of every batch size: how it runs and why.
     dense_bytes, sparse_bytes
         Size of the convolution filters with their zeros, and as packed.
     created
@@ -56,6 +88,7 @@ class Metadata:
     cpu_features: tuple[str, ...] = ()
     archs: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    batch: BatchSizes | None = None
     layers: tuple[dict[str, Any], ...] = ()
     dense_bytes: int = 0
     sparse_bytes: int = 0
@@ -83,7 +116,9 @@ class Metadata:
             raise LibraryError("the metadata is not a JSON object")
         version = values.get("format_version")
         if version != FORMAT_VERSION:
-            raise LibraryError(f"the metadata has format {version}, this release reads {FORMAT_VERSION}")
+            raise LibraryError(
+                f"the metadata has format {version}, this release reads {FORMAT_VERSION}: compile it again"
+            )
         checked = {}
         for name, reader in _READERS.items():
             try:
@@ -136,6 +171,15 @@ def _specs(value: Any) -> tuple[TensorSpec, ...]:
     )
 
 
+def _batch(value: Any) -> BatchSizes | None:
+    if value is None:
+        return None
+    buckets = tuple(_count(size) for size in _list(_dict(value)["buckets"]))
+    if not buckets or buckets[0] < 1 or any(low >= high for low, high in pairwise(buckets)):
+        raise TypeError
+    return BatchSizes(buckets, _texts(value["inputs"]))
+
+
 _READERS: dict[str, Any] = {
     "model": _text,
     "inputs": _specs,
@@ -146,6 +190,7 @@ _READERS: dict[str, Any] = {
     "cpu_features": _texts,
     "archs": _texts,
     "versions": lambda value: {key: _text(item) for key, item in _dict(value).items()},
+    "batch": _batch,
     "layers": lambda value: tuple(map(_dict, _list(value))),
     "dense_bytes": _count,
     "sparse_bytes": _count,

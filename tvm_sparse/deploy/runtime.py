@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tvm_sparse.cuda.archs import runs_on
 from tvm_sparse.cuda.paths import device_capabilities
 from tvm_sparse.deploy import tensors
+from tvm_sparse.deploy.batching import Batching, bucket_for, specs_for
 from tvm_sparse.deploy.machine import cpu_features
 from tvm_sparse.deploy.metadata import Metadata, TensorSpec
 from tvm_sparse.deploy.native import load_module, load_runtime
@@ -82,20 +83,23 @@ class Network:
         self.metadata = metadata
         self.device = device[0] if device[0] == "cpu" else f"{device[0]}:{device[1]}"
         self._tvm_ffi = tvm_ffi
-        self._machine = machine  # owns the memory pools of `_main`
+        self._machine = machine  # owns the memory pools of its functions
         self._main = machine["main"]
+        sizes = metadata.batch
+        self._batching = Batching(tvm_ffi, metadata, sizes, device) if sizes else None
+        self._by_bucket = {bucket: machine[sizes.function(bucket)] for bucket in sizes.buckets} if sizes else {}
         self._place = device
         self._pool = pool
         self._lock = threading.Lock()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Name, shape and dtype of every input, in order."""
+        """Name, shape and dtype of every input, in order; with the largest batch where it serves several."""
         return self.metadata.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Name, shape and dtype of every output, in order."""
+        """Name, shape and dtype of every output, in order; with the largest batch where it serves several."""
         return self.metadata.outputs
 
     @property
@@ -103,13 +107,28 @@ class Network:
         """CPU threads of a call; None on a GPU."""
         return self._pool.threads if self._pool else None
 
-    def report(self) -> tuple[dict[str, Any], ...]:
-        """How every convolution runs and why, as the compiler wrote it down."""
-        return self.metadata.layers
+    def report(self, batch: int | None = None) -> tuple[dict[str, Any], ...]:
+        """How every convolution runs and why, as the compiler wrote it down.
 
-    def random_inputs(self, seed: int = 0) -> dict[str, NDArray[Any]]:
-        """Seeded inputs by name that fit this network."""
-        return tensors.random_inputs(self.inputs, seed)
+        Of a library that serves several batches: at each size compiled for, or only at that which serves `batch`.
+
+        Raises
+        ------
+        InputError
+            It does not serve this `batch`.
+        """
+        bucket = bucket_for(self.metadata, batch)
+        return tuple(layer for layer in self.metadata.layers if bucket is None or layer.get("batch") == bucket)
+
+    def random_inputs(self, seed: int = 0, batch: int | None = None) -> dict[str, NDArray[Any]]:
+        """Seeded inputs by name that fit this network; of a library that serves several batches with the largest one.
+
+        Raises
+        ------
+        InputError
+            It does not serve this `batch`.
+        """
+        return tensors.random_inputs(specs_for(self.metadata, batch), seed)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Run the network once.
@@ -133,7 +152,7 @@ class Network:
         values = tensors.in_order(self.inputs, inputs, named)
         framework = tensors.framework(values)
         with self._torch_stream(framework):
-            results = self.invoke(self.to_device(values))
+            results = self._run(values)
             converted = tuple(self._convert(result, values, framework) for result in results)
         return converted[0] if len(converted) == 1 else converted
 
@@ -145,19 +164,22 @@ class Network:
         InputError
             As for a call.
         """
-        values = tensors.in_order(self.inputs, (), inputs)
-        results = self.invoke(self.to_device(values))
+        results = self._run(tensors.in_order(self.inputs, (), inputs))
         arrays = (tensors.to_numpy(self._tvm_ffi, result) for result in results)
         return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}
 
     def to_device(self, values: Sequence[Any]) -> list[Any]:
         """Tensors for `invoke`, one per input in order; memory is shared where the array allows it.
 
+        A batch between two sizes that the library was compiled for is padded to the larger one.
+
         Raises
         ------
         InputError
             As for a call.
         """
+        if self._batching:
+            return self._batching.to_device(values)
         return [
             tensors.to_tensor(self._tvm_ffi, spec, value, *self._place)
             for spec, value in zip(self.inputs, values, strict=True)
@@ -168,7 +190,8 @@ class Network:
         with self._lock:
             if self._pool:
                 self._pool.use()
-            result = self._main(*inputs)
+            main = self._by_bucket[self._batching.bucket_of(inputs)] if self._batching else self._main
+            result = main(*inputs)
         return (result,) if isinstance(result, self._tvm_ffi.Tensor) else tuple(result)
 
     def synchronize(self) -> None:
@@ -176,6 +199,10 @@ class Network:
         if self._place[0] != "cpu":
             device = self._tvm_ffi.device(*self._place)
             self._tvm_ffi.get_global_func("runtime.Device_StreamSync")(device, 0)
+
+    def _run(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        results = self.invoke(self.to_device(values))
+        return self._batching.cut(results, values) if self._batching else results
 
     def _torch_stream(self, framework: str) -> Any:
         """Let TVM use the CUDA stream that torch's caller has chosen."""

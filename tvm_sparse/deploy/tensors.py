@@ -101,6 +101,12 @@ def allocate(tvm_ffi: Any, spec: TensorSpec, kind: str, index: int) -> Any:
     return tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")(shape, tvm_ffi.dtype(spec.dtype), device, None)
 
 
+def copy_bytes(tvm_ffi: Any, array: NDArray[Any], tensor: Any) -> None:
+    """Fill a tensor on any device with the bytes of a row-major array of the same size."""
+    pointer = array.ctypes.data_as(_void_p())
+    tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")(tensor, pointer, array.nbytes)
+
+
 def to_numpy(tvm_ffi: Any, tensor: Any) -> NDArray[Any]:
     """A copy of a tensor on any device. On a GPU this waits for what computes it."""
     if tensor.device.dlpack_device_type() == DEVICE_TYPES["cpu"]:
@@ -115,8 +121,7 @@ def _from_numpy(tvm_ffi: Any, spec: TensorSpec, array: NDArray[Any], kind: str, 
     array = np.ascontiguousarray(array).reshape(spec.shape)
     if kind != "cpu":
         tensor = allocate(tvm_ffi, spec, kind, index)
-        pointer = array.ctypes.data_as(_void_p())
-        tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")(tensor, pointer, array.nbytes)
+        copy_bytes(tvm_ffi, array, tensor)
         return tensor
     if array.ctypes.data % ALIGNMENT_BYTES or not array.flags.writeable:
         array = _aligned_copy(array)

@@ -18,10 +18,14 @@ from tvm_sparse.errors import InputError
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Times of single calls, in microseconds, inputs already on the device; and what they were measured on."""
+    """Times of single calls, in microseconds, inputs already on the device; and what they were measured on.
+
+    `batch` is the one asked for, None where none was.
+    """
 
     model: str
     device: str
+    batch: int | None
     median_us: float
     p95_us: float
     min_us: float
@@ -39,6 +43,7 @@ def bench(
     network: Network,
     *,
     inputs: Mapping[str, Any] | None = None,
+    batch: int | None = None,
     seed: int = 0,
     warmup: int = 10,
     repeats: int = 100,
@@ -50,6 +55,9 @@ def bench(
     ----------
     inputs
         Arrays by input name; by default random ones.
+    batch
+        Of the random inputs, for a library that serves several; by default the largest. One between two sizes compiled
+        for takes as long as the larger.
     seed
         Of the random inputs.
     warmup
@@ -60,11 +68,13 @@ def bench(
     Raises
     ------
     InputError
-        The inputs do not fit, or a count is out of range.
+        The inputs do not fit, the batch is not served, or a count is out of range.
     """
     if repeats < 1 or warmup < 0:
         raise InputError(f"bench needs repeats >= 1 and warmup >= 0, not {repeats} and {warmup}")
-    arrays = network.random_inputs(seed) if inputs is None else inputs
+    if inputs is not None and batch is not None:
+        raise InputError("bench takes inputs, or the batch of random ones, not both")
+    arrays = network.random_inputs(seed, batch) if inputs is None else inputs
     arguments = network.to_device(tensors.in_order(network.inputs, (), arrays))
     for _ in range(warmup):
         network.invoke(arguments)
@@ -80,6 +90,7 @@ def bench(
     return BenchResult(
         model=network.metadata.model,
         device=network.device,
+        batch=batch,
         median_us=statistics.median(times_us),
         p95_us=times_us[max(0, -(-95 * len(times_us) // 100) - 1)],
         min_us=times_us[0],

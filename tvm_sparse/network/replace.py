@@ -25,6 +25,7 @@ class LayerDecision:
     """One line of the compile report: a convolution, how it runs and why.
 
     `tuned` is "exact", "nearest" or "default", see Decision, and empty where no template of ours runs the layer.
+    `batch` is the batch size it was compiled for, in a network that serves several.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LayerDecision:
     knobs: dict[str, int | str]
     dense_bytes: int
     packed_bytes: int
+    batch: int | None = None
 
 
 def make_kernel(layer: ConvLayer, decision: Decision, target: Target) -> tuple[Kernel, Decision]:

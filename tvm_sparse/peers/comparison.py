@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from tvm_sparse.deploy.batching import specs_for
 from tvm_sparse.deploy.environment import collect_env
 from tvm_sparse.deploy.runtime import Network
 from tvm_sparse.errors import InputError
@@ -88,6 +89,7 @@ def compare(
     peer: str = TORCH,
     compiling: Compiling = Compiling(),  # noqa: B008 (frozen)
     rounds: int = ROUNDS,
+    batch: int | None = None,
     seed: int = 0,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
@@ -104,11 +106,13 @@ def compare(
         Whether and how torch.compile is tried too.
     rounds
         How often every candidate is sampled, in turn.
+    batch
+        Of a library that serves several; by default the largest.
 
     Raises
     ------
     InputError
-        The model is another one, or the peer cannot run here.
+        The model is another one, the batch is not served, or the peer cannot run here.
     ModelError
         The model cannot be read, or holds what the peer does not know.
     """
@@ -124,7 +128,7 @@ def compare(
     with candidates.torch_ready(network) if peer == TORCH else nullcontext():
         sampler = gpu_sampler if on_gpu else cpu_sampler
         tell("read the model")
-        dense, inputs = dense_model(model, network.inputs), network.random_inputs(seed)
+        dense, inputs = dense_model(model, specs_for(network.metadata, batch)), network.random_inputs(seed, batch)
         if peer == TORCH:
             lineup = candidates.torch_lineup(network, dense, inputs, compiling, sampler, tell)
         else:
