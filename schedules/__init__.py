@@ -14,10 +14,18 @@ from tvm_sparse.schedules.cpu_vector import CpuVector
 from tvm_sparse.schedules.cuda_pattern import CudaPattern
 from tvm_sparse.schedules.cuda_pixel import CudaPixel
 from tvm_sparse.schedules.cuda_pixel_nonzero import CudaPixelNonzero
+from tvm_sparse.schedules.cuda_row import CudaRow
 from tvm_sparse.schedules.fallback import Fallback
 from tvm_sparse.workload import ConvWorkload
 
-TEMPLATES: tuple[Template, ...] = (CpuVector(), CudaPixel(), CudaPixelNonzero(), CudaPattern(), Fallback())
+TEMPLATES: tuple[Template, ...] = (
+    CpuVector(),
+    CudaPixel(),
+    CudaPixelNonzero(),
+    CudaPattern(),
+    CudaRow(),
+    Fallback(),
+)
 
 
 #: The partial sums a CUDA template may cut a pixel into.

@@ -1,0 +1,172 @@
+"""Template `cuda_row`: direct convolution to a single output pixel on a GPU with threads on nonzeros, for linear layers.
+
+    block = (images, rows of the filter):
+        for chunk of the input:
+            tile := this chunk of the images                                                   (shared memory)
+            row = output channel, lane = nonzero:
+                part[image] += Σ_j values[j, lane] * tile[image, offsets[j, lane]]             (registers)
+        sum := Σ over the lanes of a row                                                       (shuffles)
+        out := activation(sum + bias + residual)
+
+Every weight is used once for each image, so at batch 1 the bound is the bandwidth of memory: 6 bytes a nonzero, its
+offset being of 16 bits. With more images it is that of shared memory, which gives a warp 32 nonzeros' inputs at once
+where they are in different banks: pack_rows sees to that.
+"""
+
+from __future__ import annotations
+
+import math
+
+from numpy.typing import NDArray
+from tvm import s_tir, tirx
+from tvm.target import Target
+
+from tvm_sparse.compute.direct_conv import DirectConv
+from tvm_sparse.compute.row_conv import RowTiling, pack_rows, row_conv2d
+from tvm_sparse.errors import InputError
+from tvm_sparse.schedules.base import Kernel, Knobs, Template
+from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
+from tvm_sparse.schedules.primitives import bind_row_length, declare_whole_read, mark_row_length
+from tvm_sparse.schedules.registers import keep_own_lane
+from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
+
+#: Lanes of a row: a warp or a part of it.
+LANES = (4, 8, 16, 32)
+#: Multiprocessors of a large GPU, each of which should have a block.
+PROCESSORS = 132
+#: Images of a block, and products a step is unrolled to.
+MOST_IMAGES, MOST_UNROLLED = 16, 128
+MOST_CHUNKS = 64
+#: Bytes of a copy, of which chunks are whole multiples.
+COPY_BYTES = 16
+#: Shared memory of a block that leaves room for a second one.
+STAGED_BYTES = 96 * 1024
+
+
+class CudaRow(Template):
+    name = "cuda_row"
+
+    def applies(self, workload: ConvWorkload, target: Target) -> str | None:
+        if target.kind.name != "cuda":
+            return f"target {target.kind.name} is not a CUDA GPU"
+        if workload.dtype not in ELEMENT_BYTES:
+            return f"only {', '.join(ELEMENT_BYTES)}, not {workload.dtype}"
+        if workload.p * workload.q != 1:
+            return f"{workload.p * workload.q} output pixels, one at most"
+        if thread_limit(target) < max(LANES):
+            return f"blocks of {thread_limit(target)} threads hold no warp"
+        if _bytes(RowTiling(workload, 1, 1, MOST_CHUNKS), 1) > shared_limit(target):
+            return f"a chunk of the input takes more than {shared_limit(target)} bytes of shared memory"
+        return None
+
+    def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
+        return {
+            "lanes": LANES,
+            "rows": _divisors(workload.k, thread_limit(target) // min(LANES)),
+            "images": _divisors(workload.n, MOST_IMAGES),
+            "chunks": tuple(2**power for power in range(MOST_CHUNKS.bit_length())),
+            "unroll": (1, 2, 4, 8),
+        }
+
+    def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
+        row = density * workload.c_per_group * workload.r * workload.s
+        lanes = next((lanes for lanes in reversed(LANES) if row >= 4 * lanes), min(LANES))
+        images = max(_divisors(workload.n, MOST_IMAGES))
+        budget = min(STAGED_BYTES if images > 1 else shared_limit(target), shared_limit(target))
+        chunks = next(
+            (2**p for p in range(MOST_CHUNKS.bit_length()) if _bytes(RowTiling(workload, 1, 1, 2**p), images) <= budget),
+            MOST_CHUNKS,
+        )
+        while images > 1 and _bytes(RowTiling(workload, 1, 1, chunks), images) > shared_limit(target):
+            images = max(_divisors(workload.n, images - 1))
+        wanted = max(1, workload.n // images * workload.k // PROCESSORS)
+        rows = max(_divisors(workload.k, min(wanted, thread_limit(target) // lanes)))
+        unroll = next((u for u in (4, 2) if row / chunks >= 4 * u * lanes and u * images <= MOST_UNROLLED), 1)
+        return {"lanes": lanes, "rows": rows, "images": images, "chunks": chunks, "unroll": unroll}
+
+    def tiling(self, workload: ConvWorkload, knobs: Knobs) -> RowTiling:  # type: ignore[override]
+        return RowTiling(workload, int(knobs["lanes"]), int(knobs["unroll"]), int(knobs["chunks"]))
+
+    def shared_bytes(self, tiling: RowTiling, knobs: Knobs) -> int:
+        """Shared memory of a block."""
+        return _bytes(tiling, int(knobs["images"]))
+
+    def kernel(self, workload: ConvWorkload, weight: NDArray, target: Target, knobs: Knobs | None = None) -> Kernel:
+        """Pack `weight` by rows and schedule its convolution.
+
+        Raises
+        ------
+        InputError
+            As Template.kernel.
+        """
+        chosen = self.checked_knobs(workload, weight, target, knobs)
+        tiling = self.tiling(workload, chosen)
+        constants = pack_rows(weight, tiling)
+        func = self.schedule(row_conv2d(tiling, constants), tiling, chosen, target)
+        return self.finished(workload, chosen, func, constants)
+
+    def schedule(self, conv: DirectConv, tiling: RowTiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
+        self._check(tiling, knobs, target)
+        rows, images = int(knobs["rows"]), int(knobs["images"])
+        sch = s_tir.Schedule(conv.prim_func())
+        tile, part, total, out = (sch.get_sblock(name) for name in ("tile", "part", "sum", "out"))
+        declare_whole_read(sch, part, "tile")
+
+        i, k, p, q = sch.get_loops(out)
+        i_outer, image = sch.split(i, [None, images])
+        k_outer, row = sch.split(k, [None, rows])
+        sch.reorder(i_outer, k_outer, row, image, p, q)
+        block = sch.fuse(i_outer, k_outer)
+        sch.bind(block, "blockIdx.x")
+        sch.bind(row, "threadIdx.y")
+        sch.compute_at(total, image, preserve_unit_loops=True)
+        sch.set_scope(total, 0, "local")
+        sch.bind(sch.get_loops(total)[-1], "threadIdx.x")
+        # Left to nvcc: TVM 0.27 refuses to lower what is several sums over threads once it has unrolled the loop.
+        sch.unroll(image)
+        sch.annotate(image, "pragma_unroll_explicit", 0)
+
+        sch.compute_at(part, row, preserve_unit_loops=True)
+        sch.set_scope(part, 0, "local")
+        own, _, lane, chunk, step, again = sch.get_loops(part)[-6:]
+        sch.reorder(lane, chunk, step, again, own)
+        sch.bind(lane, "threadIdx.x")
+        mark_row_length(sch, step)
+        sch.unroll(again)
+        sch.unroll(own)
+
+        sch.compute_at(tile, chunk, preserve_unit_loops=True)
+        sch.set_scope(tile, 0, "shared.dyn")
+        run = sch.fuse(*sch.get_loops(tile)[-3:])
+        _, y, x, element = sch.split(run, [None, rows, tiling.lanes, _copy_width(tiling)])
+        sch.bind(y, "threadIdx.y")
+        sch.bind(x, "threadIdx.x")
+        sch.vectorize(element)
+        init = sch.decompose_reduction(part, chunk)
+        sch.unroll(sch.get_loops(init)[-1])
+        return keep_own_lane(bind_row_length(sch.mod["main"]), "part_local")
+
+    def _check(self, tiling: RowTiling, knobs: Knobs, target: Target) -> None:
+        workload, images = tiling.workload, int(knobs["images"])
+        limits = {
+            "threads a block": (tiling.lanes * int(knobs["rows"]), thread_limit(target)),
+            "bytes of shared memory a block": (self.shared_bytes(tiling, knobs), shared_limit(target)),
+            "products a step": (tiling.unroll * images, MOST_UNROLLED),
+        }
+        for what, (needed, allowed) in limits.items():
+            if needed > allowed:
+                raise InputError(f"{workload}: knobs {dict(knobs)}: {needed} {what}, {allowed} at most")
+
+
+def _bytes(tiling: RowTiling, images: int) -> int:
+    return images * tiling.elements * ELEMENT_BYTES[tiling.workload.dtype]
+
+
+def _copy_width(tiling: RowTiling) -> int:
+    """Elements of a copy: 16 bytes where all chunks are whole ones, which need no test, else a single element."""
+    whole = tiling.chunks * tiling.elements == tiling.size
+    return COPY_BYTES // ELEMENT_BYTES[tiling.workload.dtype] if whole else 1
+
+
+def _divisors(number: int, limit: int) -> tuple[int, ...]:
+    return tuple(d for d in range(1, min(number, limit) + 1) if math.gcd(d, number) == d)
