@@ -39,6 +39,9 @@ SPLITS: dict[str, Callable[[ConvWorkload], tuple[int, ...]]] = {
 #: measured with layers of ResNet-50 at batch 32), and the density above which columns are shared by all rows.
 PATTERN_NONZEROS, PATTERN_PIXELS, PATTERN_DENSITY = 16_000, 6_000, 0.5
 
+#: Above it, a row's nonzeros with their offsets take more bytes than all of its weights.
+ROW_DENSITY = 0.6
+
 
 def template(name: str) -> Template:
     """The template of this name.
@@ -57,8 +60,9 @@ def template(name: str) -> Template:
 def select(workload: ConvWorkload, density: float, target: Target) -> Template:
     """The template for a layer that was never tuned, by rule.
 
-    A GPU layer of many pixels and a small filter goes to cuda_pattern, any other to the CUDA template that costs least
-    by rule (cuda_cost); a float32 layer on a CPU to cpu_vector. What they cannot run goes to the fallback.
+    A pruned GPU layer of one output pixel goes to cuda_row, one of many pixels and a small filter to cuda_pattern, any
+    other to the CUDA template that costs least by rule (cuda_cost); a float32 layer on a CPU to cpu_vector. What they
+    cannot run goes to the fallback.
 
     Raises
     ------
@@ -68,6 +72,9 @@ def select(workload: ConvWorkload, density: float, target: Target) -> Template:
     if reason := too_large(workload):
         raise InputError(f"{workload}: no template applies: {reason}")
     nonzeros = density * math.prod(workload.filter_shape)
+    row = template("cuda_row")
+    if density <= ROW_DENSITY and row.applies(workload, target) is None:
+        return row
     pattern, pixels = template("cuda_pattern"), workload.n * workload.p * workload.q
     pays = density <= PATTERN_DENSITY and nonzeros <= PATTERN_NONZEROS and pixels >= PATTERN_PIXELS
     if pays and pattern.applies(workload, target) is None:

@@ -1,4 +1,4 @@
-"""Template `cuda_row`: direct convolution to a single output pixel on a GPU with threads on nonzeros, for linear layers.
+"""Template `cuda_row`: direct convolution to a single output pixel on a GPU, threads on nonzeros: for linear layers.
 
     block = (images, rows of the filter):
         for chunk of the input:
@@ -10,7 +10,7 @@
 
 Every weight is used once for each image, so at batch 1 the bound is the bandwidth of memory: 6 bytes a nonzero, its
 offset being of 16 bits. With more images it is that of shared memory, which gives a warp 32 nonzeros' inputs at once
-where they are in different banks: pack_rows sees to that.
+where they are in different banks; pack_rows orders them so, as far as a row has as many in each.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LANES = (4, 8, 16, 32)
 PROCESSORS = 132
 #: Images of a block, and products a step is unrolled to.
 MOST_IMAGES, MOST_UNROLLED = 16, 128
-MOST_CHUNKS = 64
+_CHUNKS = (1, 2, 4, 8, 16, 32, 64)
 #: Bytes of a copy, of which chunks are whole multiples.
 COPY_BYTES = 16
 #: Shared memory of a block that leaves room for a second one.
@@ -55,7 +55,7 @@ class CudaRow(Template):
             return f"{workload.p * workload.q} output pixels, one at most"
         if thread_limit(target) < max(LANES):
             return f"blocks of {thread_limit(target)} threads hold no warp"
-        if _bytes(RowTiling(workload, 1, 1, MOST_CHUNKS), 1) > shared_limit(target):
+        if _bytes(RowTiling(workload, 1, 1, _CHUNKS[-1]), 1) > shared_limit(target):
             return f"a chunk of the input takes more than {shared_limit(target)} bytes of shared memory"
         return None
 
@@ -64,7 +64,7 @@ class CudaRow(Template):
             "lanes": LANES,
             "rows": _divisors(workload.k, thread_limit(target) // min(LANES)),
             "images": _divisors(workload.n, MOST_IMAGES),
-            "chunks": tuple(2**power for power in range(MOST_CHUNKS.bit_length())),
+            "chunks": _CHUNKS,
             "unroll": (1, 2, 4, 8),
         }
 
@@ -73,10 +73,8 @@ class CudaRow(Template):
         lanes = next((lanes for lanes in reversed(LANES) if row >= 4 * lanes), min(LANES))
         images = max(_divisors(workload.n, MOST_IMAGES))
         budget = min(STAGED_BYTES if images > 1 else shared_limit(target), shared_limit(target))
-        chunks = next(
-            (2**p for p in range(MOST_CHUNKS.bit_length()) if _bytes(RowTiling(workload, 1, 1, 2**p), images) <= budget),
-            MOST_CHUNKS,
-        )
+        chunked = [RowTiling(workload, 1, 1, chunks) for chunks in _CHUNKS]
+        chunks = next((one.chunks for one in chunked if _bytes(one, images) <= budget), _CHUNKS[-1])
         while images > 1 and _bytes(RowTiling(workload, 1, 1, chunks), images) > shared_limit(target):
             images = max(_divisors(workload.n, images - 1))
         wanted = max(1, workload.n // images * workload.k // PROCESSORS)

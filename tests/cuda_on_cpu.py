@@ -81,22 +81,20 @@ static std::vector<std::vector<char>> stacks;
 static ucontext_t scheduler;
 static int running;
 static void __syncthreads() { swapcontext(&fibers[running], &scheduler); }
-// What threads of a warp hand to each other: all threads of a block have to do so at a time.
-static std::vector<float> handed;
-static float taken_from(float own, int thread) {
-  handed[running] = own;
-  __syncthreads();
-  float taken = handed[thread];
-  __syncthreads();
-  return taken;
-}
+// Shuffles of a warp that all threads of the block make together.
+static std::vector<float> exchanged;
 static unsigned __activemask() { return ~0u; }
-static float __shfl_down_sync(unsigned, float own, int delta, int width) {
-  bool inside = running % width + delta < width && running + delta < (int)handed.size();
-  return taken_from(own, inside ? running + delta : running);
+static float exchange(float value, int from) {
+  exchanged.resize(fibers.size());
+  exchanged[running] = value; __syncthreads();
+  float other = exchanged[from < (int)fibers.size() ? from : running]; __syncthreads();
+  return other;
 }
-static float __shfl_sync(unsigned, float own, int lane, int width) {
-  return taken_from(own, running / width * width + lane % width);
+static float __shfl_down_sync(unsigned, float value, int by, int width) {
+  return exchange(value, running % width + by < width ? running + by : running);
+}
+static float __shfl_sync(unsigned, float value, int lane, int width) {
+  return exchange(value, running / width * width + lane % width);
 }
 // Asynchronous copies, made as late as the kernel's waits allow.
 struct copy { void* to; const void* from; int bytes, read; };
@@ -127,7 +125,7 @@ template <class Kernel> Kernel* Launch<Kernel>::kernel;
 template <class Kernel> std::vector<char>* Launch<Kernel>::finished;
 template <class Kernel> void launch(dim grid, dim block, Kernel kernel) {
   int threads = block.x * block.y * block.z;
-  committed.assign(threads, {}); pending.assign(threads, {}); handed.assign(threads, 0);
+  committed.assign(threads, {}); pending.assign(threads, {});
   fibers.resize(threads); stacks.assign(threads, std::vector<char>(1 << 16));
   for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
     std::vector<char> finished(threads, 0);

@@ -14,7 +14,7 @@ from tvm_sparse.workload import ConvWorkload, Epilogue
 
 WORKLOAD = ConvWorkload(1, 32, 14, 14, 16, 3, 3, padding=(1, 1, 1, 1), epilogue=Epilogue(bias=True, activation="relu"))
 AVX512 = Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "skylake-avx512", "num-cores": 2})
-NAMES = ("cpu_vector", "cuda_pixel_nonzero", "cuda_pixel", "cuda_pattern", "fallback")
+NAMES = ("cpu_vector", "cuda_pixel_nonzero", "cuda_pixel", "cuda_pattern", "cuda_row", "fallback")
 KERNELS = {
     "cpu_vector": (AVX512, 0.1, {}),
     "cpu_vector_dense": (AVX512, 1.0, {}),
@@ -28,6 +28,7 @@ KERNELS = {
     ),
     "cuda_pixel_nonzero_blocks": (GPU, 0.1, {"split_over": "blocks"}),
     "cuda_pattern": (GPU, 0.02, {"rows_per_group": 8, "stages": 2}),
+    "cuda_row": (GPU, 0.1, {"images": 2, "chunks": 2, "unroll": 2}),
     "fallback": (AVX512, 0.1, {}),
     "fallback_cuda": (GPU, 0.1, {}),
 }
@@ -38,7 +39,8 @@ def test_scheduled_tir(name, golden):
     target, density, changes = KERNELS[name]
     chosen = template(next(t for t in NAMES if t in name))
     workload = replace(WORKLOAD, n=2, dtype="float16") if "pairs" in changes else WORKLOAD
-    weight = np.ones(WORKLOAD.filter_shape, np.float32)
+    workload = replace(WORKLOAD, n=2, c=640, h=1, w=1, r=1, s=1, padding=(0,) * 4) if name == "cuda_row" else workload
+    weight = np.ones(workload.filter_shape, np.float32)
     if density < 1:
         weight *= np.arange(weight.size).reshape(weight.shape) % round(1 / density) == 0
     knobs = {**chosen.default(workload, density, target), **changes}

@@ -14,6 +14,7 @@ from tvm_sparse.schedules import TEMPLATES, select, template
 from tvm_sparse.workload import ConvWorkload
 
 LAYER = ConvWorkload(1, 256, 14, 14, 256, 3, 3, padding=(1, 1, 1, 1))
+LINEAR = ConvWorkload(1, 4096, 1, 1, 1000, 1, 1)
 OPENCL = Target({"kind": "opencl", "max_threads_per_block": 256})
 
 
@@ -28,6 +29,9 @@ OPENCL = Target({"kind": "opencl", "max_threads_per_block": 256})
         (replace(LAYER, groups=256), 1.0, GPU, "cuda_pixel"),
         (replace(LAYER, n=4, h=112, w=112), 0.1, GPU, "cuda_pixel"),
         (replace(LAYER, dtype="float64"), 0.1, GPU, "fallback"),
+        (LINEAR, 0.1, GPU, "cuda_row"),
+        (replace(LINEAR, n=32), 0.1, GPU, "cuda_row"),
+        (LINEAR, 0.1, CPU, "cpu_vector"),
         (LAYER, 0.1, OPENCL, "fallback"),
     ],
 )

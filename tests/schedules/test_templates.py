@@ -14,7 +14,7 @@ from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import TEMPLATES, template
 from tvm_sparse.workload import ConvWorkload, Epilogue
 
-TARGETS = {"cpu_vector": CPU, "cuda_pixel": GPU, "cuda_pixel_nonzero": GPU, "cuda_pattern": GPU, "fallback": CPU}
+TARGETS = {chosen.name: GPU if chosen.name.startswith("cuda") else CPU for chosen in TEMPLATES}
 CUDA = ("cuda_pixel", "cuda_pixel_nonzero", "cuda_pattern", "fallback")
 quick = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 needs_gcc = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
@@ -154,8 +154,8 @@ def test_float16_keeps_float32_sums():
 
 
 def test_other_knobs_are_refused():
-    case = Case(CORNERS["wide kernel"], 0.3, "", 1)
     for chosen in TEMPLATES:
+        case = Case(CORNERS["one pixel" if chosen.name == "cuda_row" else "wide kernel"], 0.3, "", 1)
         target = TARGETS[chosen.name]
         default = chosen.default(case.workload, case.density, target)
         with pytest.raises(InputError, match="takes the knobs"):

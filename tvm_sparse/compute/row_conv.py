@@ -5,8 +5,8 @@
     sum  (n, k)            Σ over the lanes
     out  (n, k, 1, 1)      activation(sum + bias + residual)
 
-There are no pixels to share a weight, so the lanes of a warp sit on neighbouring nonzeros: these are loaded as they lie,
-and the input is gathered. A row of a chunk is whole steps of lanes x unroll nonzeros; padding has the value 0.
+There are no pixels to share a weight, so the lanes of a warp sit on neighbouring nonzeros: these are loaded as they
+lie, and the input is gathered. A row of a chunk is whole steps of lanes x unroll nonzeros; padding has the value 0.
 """
 
 from __future__ import annotations
@@ -113,10 +113,10 @@ def pack_rows(weight: NDArray, tiling: RowTiling) -> RowFilter:
     to = starts[lists[order]] * tiling.step + _place_in_run(lists[order])
     packed = np.zeros((entries, 1), workload.dtype)
     packed[to, 0] = values[order]
-    places = np.zeros(entries, np.uint16 if tiling.elements <= 1 << 16 else np.int32)
+    places: NDArray[np.integer] = np.zeros(entries, np.uint16 if tiling.elements <= 1 << 16 else np.int32)
     places[to] = offsets[order]
-    shape = (tiling.chunks, k)
-    return RowFilter(packed, places, *(steps.astype(np.int32).reshape(shape) for steps in (starts, counts)))
+    in_chunks = [steps.astype(np.int32).reshape(tiling.chunks, k) for steps in (starts, counts)]
+    return RowFilter(packed, places, *in_chunks)
 
 
 def _place_in_run(keys: NDArray) -> NDArray[np.int64]:
