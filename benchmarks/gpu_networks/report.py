@@ -12,6 +12,13 @@ from benchmarks.gpu_networks.cases import SEEDED
 
 PRECISIONS = ("float32", "TF32", "float16")
 COMPILED = "torch.compile"
+NAMES = {
+    "resnet50": "ResNet-50",
+    "googlenet": "GoogLeNet",
+    "alexnet": "AlexNet",
+    "vgg16": "VGG-16",
+    "mobilenetv1": "MobileNetV1",
+}
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from benchmarks.gpu_networks import profiles
 from benchmarks.gpu_networks.cases import PUBLISHED, SEEDED
 from benchmarks.gpu_networks.goals import GOALS
-from benchmarks.gpu_networks.report import PRECISIONS, Measured, Report
+from benchmarks.gpu_networks.report import NAMES, PRECISIONS, Measured, Report
 from benchmarks.markdown import GOAL_HEAD, NOTHING, goal_rows, microseconds, table, times
 
-NAMES = {
-    "resnet50": "ResNet-50",
-    "googlenet": "GoogLeNet",
-    "alexnet": "AlexNet",
-    "vgg16": "VGG-16",
-    "mobilenetv1": "MobileNetV1",
-}
 _HEAD = ("network", "batch", "zeros", "weights", "ours in")
 _CUDNN = tuple(f"cuDNN {precision}" for precision in PRECISIONS)
 _OVER = tuple(f"over {name}" for name in _CUDNN)
@@ -155,6 +149,8 @@ BLOCKS: dict[str, Callable[[Report], str]] = {
     "gpu-networks-goals": goals,
     "gpu-networks-all": networks,
     "gpu-networks-forms": forms,
+    "gpu-networks-templates": profiles.templates,
+    "gpu-networks-slowest": profiles.slowest,
     "gpu-networks-endurance": endurance,
     "gpu-networks-troubles": troubles,
     "gpu-networks-short": short,

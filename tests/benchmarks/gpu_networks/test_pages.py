@@ -53,6 +53,17 @@ def case(network: str, batch: int, us: float, **changes):
     }
 
 
+PROFILE = {
+    "call_us": 330.0,
+    "sum_us": 100.0,
+    "kernels": [
+        {"name": "conv1", "template": "", "decision": "", "time_us": 20.0, "bound_share": None},
+        {"name": "layer1", "template": "cuda_pixel", "decision": "sparse", "time_us": 50.0, "bound_share": 0.25},
+        {"name": "layer2", "template": "cuda_pixel", "decision": "sparse", "time_us": 30.0, "bound_share": 0.5},
+    ],
+}
+
+
 @pytest.fixture
 def report(tmp_path):
     run = {
@@ -71,7 +82,7 @@ def report(tmp_path):
     }
     cases = [
         case("resnet50", 1, 308.0, endurance={"calls": 10000, "device_growth_bytes": 0, "host_growth_bytes": 2**20,
-                                              "wrong_in_threads": 1}),
+                                              "wrong_in_threads": 1}, profile=PROFILE),
         case("mobilenetv1", 1, 200.0, weights="published"),
         case("resnet50", 32, 1e4, precision="float16", onnxruntime_error=1e-3),
         {**{k: v for k, v in case("vgg16", 128, 1).items() if k not in ("ours", "peers")}, "failed": "compile: no"},
@@ -111,6 +122,12 @@ def test_the_blocks(report):
     assert "| MobileNetV1 | 1 | 90% | published |" in text["all"]
     assert "1500 us (1499–1501) | 4.90x" in text["forms"] and "TimeoutError: too / long" in text["forms"]
     assert "| 10,000 | 0 bytes | 1.0 MiB | 1 |" in text["endurance"]
+    assert text["templates"].splitlines()[2:] == [
+        "| ResNet-50 | 1 | float32 | 308 us, 100 us one by one | cuda_pixel | 2 | 80.0 us | 80% |",
+        "|  |  |  |  | other operators | 1 | 20.0 us | 20% |",
+    ]
+    assert "### ResNet-50, batch 1, float32" in text["slowest"]
+    assert text["slowest"].splitlines()[4] == "| layer1 | sparse | cuda_pixel | 50.0 us | 25% |"
     assert text["short"].count("| ResNet-50 |") == 1 and "commit c0ffee" in text["short"]
     assert text["troubles"].startswith("- vgg16 128") and text["troubles"].endswith("compile: no")
     assert "**reached**" in text["goals"] and "missed" in text["goals"]
