@@ -5,7 +5,8 @@
     python -m benchmarks.render                                   # writes docs/gpu-networks.md from the record
 
 `run` writes its record after every case and stops cleanly at --time-budget; --resume goes on where it stopped. Exit
-code 1: a network was wrong, was not compiled or could not be run.
+code 1: a network was wrong, was not compiled or could not be run; 3: the GPU was lost, and a new process must go on
+with --resume.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _prepare(options: argparse.Namespace) -> int:
     from benchmarks.gpu_layers.pool import BuildError
-    from benchmarks.gpu_networks.build import BAD, OK, prepare
+    from benchmarks.gpu_layers.run import BAD, OK
+    from benchmarks.gpu_networks.build import prepare
 
     with _pool(options) as pool:
         results = prepare(_jobs(options, options.arch), pool, _tell)

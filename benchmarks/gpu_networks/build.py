@@ -21,7 +21,6 @@ SOURCES = ("schedules", "tvm_sparse", "examples/networks")
 #: Rooms that only use libraries.
 NO_SOURCES = ("peers", "cli")
 NO_LOG, SHIPPED_LOG = "none", "shipped"
-OK, BAD = 0, 1
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def measure_case(case: Case, library: Path, conditions: Conditions, tell: Callab
     from tvm_sparse.deploy import load
     from tvm_sparse.peers import compare
 
+    free_memory()
     model = case.model(conditions.seed, conditions.weights)
     network = load(library)
     decisions = [str(layer.get("decision", "")) for layer in network.report()]
@@ -62,8 +63,6 @@ def measure_case(case: Case, library: Path, conditions: Conditions, tell: Callab
             **leak(network, CALLS),
             "wrong_in_threads": wrong_in_threads(library, conditions.seed, THREAD_CALLS),
         }
-    del network
-    free_memory()
     return record
 
 
@@ -115,13 +114,25 @@ def wrong_in_threads(library: Path, seed: int, calls: int) -> int:
     return sum(wrong)
 
 
+def device_lost() -> bool:
+    """Whether the GPU takes no more work, as after an illegal access."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 def free_memory() -> None:
     """Give back what torch keeps for graphs that are gone."""
     gc.collect()
     import torch
 
     if torch.cuda.is_available():
-        torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.gpu_layers.pool import BuildError, CompilerPool
+from benchmarks.gpu_layers.run import BAD, LOST, OK
 from benchmarks.gpu_layers.store import Record, Store
-from benchmarks.gpu_networks.build import BAD, OK, Job, prepare
+from benchmarks.gpu_networks.build import Job, prepare
 from benchmarks.gpu_networks.cases import chosen
-from benchmarks.gpu_networks.measure import Conditions, free_memory, measure_case
+from benchmarks.gpu_networks.measure import Conditions, device_lost, measure_case
 from tvm_sparse.peers.candidates import Compiling
 
 #: Largest relative error of a right network, by its precision.
@@ -46,6 +47,9 @@ def measure(
             record["compile_s"] = built.seconds
         store.add(job.case.key, record, {}, run)
         outcomes[outcome(record)] += 1
+        if record.get("lethal"):
+            tell(f"{job.case.key}: the GPU was lost ({record['failed']}): run again with --resume")
+            return LOST
         tell(f"[{number}/{len(todo)}] {line(job.case.key, record)}  ({time.monotonic() - begin:.0f} s)")
     tell("; ".join(f"{count} {what}" for what, count in outcomes.items() if count))
     return BAD if outcomes["wrong"] or outcomes["without a time"] else OK
@@ -64,8 +68,8 @@ def _measured(job: Job, library: Any, options: argparse.Namespace, tell: Callabl
     try:
         return measure_case(job.case, library, conditions, lambda text: tell(f"  {job.case.key}: {text}"))
     except Exception as error:  # whatever TVM or torch raise: a network that cannot be run is a finding
-        free_memory()
-        return {**vars(job.case), "failed": f"run: {type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        reason = f"run: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return {**vars(job.case), "failed": reason, **({"lethal": True} if device_lost() else {})}
 
 
 def errors(record: Record) -> list[float]:
@@ -103,7 +107,7 @@ def line(key: str, record: Record) -> str:
 
 def _finished(store: Store, job: Job, run: int) -> bool:
     record = store.case(job.case.key)
-    if record is None or "ours" not in record:
+    if record is None or not ("ours" in record or record.get("lethal")):
         return False
     before, now = store.runs[record["run"]], store.runs[run]
     return all(before[name] == now[name] for name in ("sources", "log"))

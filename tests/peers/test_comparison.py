@@ -194,6 +194,41 @@ def test_a_form_that_cannot_be_captured_runs_as_it_is(monkeypatch):
     assert peer.ready(Form("float32", "NCHW")).graph
 
 
+def test_a_graph_keeps_what_it_reads(monkeypatch):
+    import gc
+    import weakref
+    from contextlib import nullcontext
+
+    replays = []
+
+    class Graph:
+        def replay(self):
+            replays.append(1)
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: nullcontext())
+    peer = dense()
+    peer._device = "cuda:0"
+    made = []
+    convert = peer._converted
+    monkeypatch.setattr(peer, "_converted", lambda *a: made.append(convert(*a)) or made[-1])
+    ready = peer.ready(Form("float32", "NCHW"))
+    weight, x = (weakref.ref(tensor) for tensor in (made[0][0].conv.weight, made[0][1][0]))
+    made.clear()
+    call = ready.call
+    del ready
+    gc.collect()
+    before = len(replays)
+    call()
+    assert weight() is not None and x() is not None and len(replays) == before + 1
+    del call
+    gc.collect()
+    assert weight() is None, "and no longer"
+
+
 def test_the_onnxruntime_of_a_model(files):
     specs = tvm_sparse.load(files["onnx.so"]).inputs
     x = weights(2, 4, 12, 12)

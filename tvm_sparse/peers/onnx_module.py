@@ -170,12 +170,6 @@ class Op:
             return self.array(position).ndim
         return self._build.ranks.get(self._node.input[position])
 
-    def pixel_axes(self) -> list[int]:
-        """All axes of the first input behind the channels."""
-        if (rank := self.rank(0)) is None:
-            raise self.unsupported("an input of unknown rank")
-        return list(range(2, rank))
-
     def attribute(self, name: str, *default: Any) -> Any:
         if name in self._attributes or not default:
             return self._attributes[name]

@@ -116,6 +116,16 @@ def reshape_like(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return x.reshape([x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)])
 
 
+def pixel_mean(x: torch.Tensor) -> torch.Tensor:
+    """The mean over all axes behind the channels."""
+    return x.mean(tuple(range(2, x.dim())), keepdim=True)
+
+
+def pixel_max(x: torch.Tensor) -> torch.Tensor:
+    """The maximum over all axes behind the channels."""
+    return x.amax(tuple(range(2, x.dim())), keepdim=True)
+
+
 def _axes(op: Op) -> list[int] | None:
     return op.integers(1) if op.has(1) else op.attribute("axes", None)
 
@@ -176,8 +186,8 @@ OPERATORS: dict[str, Callable[[Op], Any]] = {
     "Dropout": lambda op: op.value(0),
     "Flatten": _flatten,
     "Gemm": _gemm,
-    "GlobalAveragePool": lambda op: op.call(torch.mean, op.value(0), op.pixel_axes(), True),
-    "GlobalMaxPool": lambda op: op.call(torch.amax, op.value(0), op.pixel_axes(), True),
+    "GlobalAveragePool": _unary(pixel_mean),
+    "GlobalMaxPool": _unary(pixel_max),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _unary(F.hardswish),
     "Identity": lambda op: op.value(0),

@@ -161,7 +161,11 @@ def _captured(call: Call) -> Call | None:
     except RuntimeError:
         torch.cuda.synchronize()
         return None
-    return graph.replay
+
+    def replay(owner: Call = call) -> None:  # the call owns the weights and inputs that the graph reads
+        graph.replay()
+
+    return replay
 
 
 def _arrays(result: Any) -> list[np.ndarray[Any, Any]]:

@@ -103,6 +103,20 @@ def test_a_library_that_cannot_run_costs_one_case(on_cpu, capsys, monkeypatch):
     assert "run: RuntimeError: an illegal memory access was encountered" in capsys.readouterr().out
 
 
+def test_a_lost_gpu_ends_the_process_and_its_case_is_not_run_again(on_cpu, capsys, monkeypatch):
+    def deadly(*_, **__):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    command = ["run", "--networks", "resnet50", "--batch", "1,8", "--torch-compile", "none", *on_cpu]
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.gpu_networks.measure.onnxruntime_error", deadly)
+        patch.setattr("benchmarks.gpu_networks.run.device_lost", lambda: True)
+        assert cli.main(command) == 3
+    assert "resnet50 n1 0.9 seeded float32: the GPU was lost" in capsys.readouterr().out.splitlines()[-1]
+    assert cli.main([*command, "--resume"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 left out; 1 measured"
+
+
 def test_the_time_budget_stops_between_cases(on_cpu, capsys):
     assert cli.main(["run", "--networks", "resnet50", "--batch", "1", "--time-budget", "0", *on_cpu]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 not measured: out of time"
