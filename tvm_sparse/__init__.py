@@ -15,11 +15,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tvm_sparse import errors, prune
     from tvm_sparse.api import CompiledNetwork, compile, inspect, tune, verify
-    from tvm_sparse.deploy import bench, load
+    from tvm_sparse.deploy import bench, load, serve
 
 __version__ = "0.1.0"
 
-__all__ = ["CompiledNetwork", "__version__", "bench", "compile", "errors", "inspect", "load", "prune", "tune", "verify"]
+__all__ = [
+    "CompiledNetwork",
+    "__version__",
+    "bench",
+    "compile",
+    "errors",
+    "inspect",
+    "load",
+    "prune",
+    "serve",
+    "tune",
+    "verify",
+]
 
 _HOMES = {
     "CompiledNetwork": "tvm_sparse.api",
@@ -27,6 +39,7 @@ _HOMES = {
     "compile": "tvm_sparse.api",
     "inspect": "tvm_sparse.api",
     "load": "tvm_sparse.deploy",
+    "serve": "tvm_sparse.deploy",
     "tune": "tvm_sparse.api",
     "verify": "tvm_sparse.api",
 }

@@ -236,6 +236,16 @@ def test_one_library_for_several_batches(tmp_path: Path) -> None:
     cli("bench", "net.so", "--batch", 4, cwd=tmp_path).failed(4, "batch 4", "serves 1 to 3")
 
 
+def test_images_a_second_on_several_instances(library: Path, tmp_path: Path) -> None:
+    printed = cli("bench", library, "--devices", "cpu,cpu", "--seconds", 0.2, "--json", "r.json", cwd=tmp_path).done()
+    assert printed.splitlines()[1] == "images of a call: 2" and "cpu, cpu" in printed
+    rates = json.loads((tmp_path / "r.json").read_text())["rates"]
+    assert [rate["devices"] for rate in rates] == [["cpu"], ["cpu", "cpu"]]
+    cli("bench", library, "--devices", "0,1", cwd=tmp_path).failed(4, "cuda:0", "compiled for cpu")
+    usage = cli("bench", library, "--devices", "all", "--compare", "torch", "--model", MODEL, cwd=tmp_path)
+    assert usage.code == 2 and "--devices" in usage.err
+
+
 @pytest.mark.parametrize("batch", ["0", "-1", "two", "3-1", "1..4"])
 def test_a_batch_that_is_none_is_wrong_usage(batch: str, tmp_path: Path) -> None:
     ended = cli("compile", MODEL, "-o", "net.so", "--batch", batch, cwd=tmp_path)

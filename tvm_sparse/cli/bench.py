@@ -19,6 +19,15 @@ def command(
     warmup: Annotated[int, typer.Option(min=0, help="Calls before the timed ones.")] = 10,
     threads: Threads = None,
     batch: OneBatch = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|0,1|cpu,cpu",
+            show_default=False,
+            help="Images a second instead, on one device, two, …, all.",
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure each number of devices.")] = 2.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random input.")] = 0,
     compare: Annotated[
         str | None,
@@ -40,13 +49,19 @@ def command(
     """Time single calls on random input: median, 95th percentile, least and mean, in µs.
 
     With --compare a table follows: torch (on a GPU cuDNN in float32, TF32 and float16, in both layouts, as CUDA graphs)
-    or onnxruntime on the same model, sampled in turn with the library.
+    or onnxruntime on the same model, sampled in turn with the library. With --devices a table of images a second on the
+    first device, the first two, four, … and all, from host memory and with inputs that lie on the device.
     """
     check_json_file(json)
     if (compare is None) != (model is None):
         raise typer.BadParameter("--compare and --model go together", param_hint="--compare")
     if compare is not None and compare not in _PEERS:
         raise typer.BadParameter(f"{compare!r}: choose one of {', '.join(_PEERS)}", param_hint="--compare")
+    if devices is not None:
+        if compare is not None:
+            raise typer.BadParameter("does not go together with --compare", param_hint="--devices")
+        _show_throughput(library, devices, threads, batch, seconds, seed, json)
+        return
     import tvm_sparse
     from tvm_sparse.cli.output import progress, show_report, show_table, write_json
 
@@ -75,6 +90,31 @@ def command(
     if comparison is not None:
         print()
         show_table(_rows(comparison))
+
+
+def _show_throughput(
+    library: Path, devices: str, threads: int | None, batch: int | None, seconds: float, seed: int, json: Path | None
+) -> None:
+    from tvm_sparse import deploy
+    from tvm_sparse.cli.output import show_pairs, show_table, write_json
+
+    chosen = None if devices == "all" else [f"cuda:{name}" if name.isdigit() else name for name in devices.split(",")]
+    result = deploy.throughput(library, devices=chosen, threads=threads, batch=batch, seconds=seconds, seed=seed)
+    if write_json(result, json):
+        return
+    show_pairs({"model": result.model, "images of a call": result.batch})
+    show_table(
+        [
+            {
+                "devices": ", ".join(rate.devices),
+                "images/s from host memory": rate.host_per_s,
+                "speed-up": rate.host_speed_up,
+                "images/s on the device": rate.device_per_s,
+                "its speed-up": rate.device_speed_up,
+            }
+            for rate in result.rates
+        ]
+    )
 
 
 def _fields(record: Any) -> dict[str, Any]:

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from tvm_sparse.deploy.environment import collect_env
     from tvm_sparse.deploy.library import ExportReport, export_library, make_metadata
     from tvm_sparse.deploy.metadata import BatchSizes, Metadata, TensorSpec
+    from tvm_sparse.deploy.parallel import DataParallel, serve
+    from tvm_sparse.deploy.rates import DeviceRate, Throughput, throughput
     from tvm_sparse.deploy.runtime import Network, load
     from tvm_sparse.deploy.timing import BenchResult, bench
     from tvm_sparse.deploy.trailer import read_metadata
@@ -16,31 +18,41 @@ if TYPE_CHECKING:
 _HOMES = {
     "BatchSizes": "metadata",
     "BenchResult": "timing",
+    "DataParallel": "parallel",
+    "DeviceRate": "rates",
     "ExportReport": "library",
     "Metadata": "metadata",
     "Network": "runtime",
     "TensorSpec": "metadata",
+    "Throughput": "rates",
     "bench": "timing",
     "collect_env": "environment",
     "export_library": "library",
     "load": "runtime",
     "make_metadata": "library",
     "read_metadata": "trailer",
+    "serve": "parallel",
+    "throughput": "rates",
 }
 
 __all__ = [
     "BatchSizes",
     "BenchResult",
+    "DataParallel",
+    "DeviceRate",
     "ExportReport",
     "Metadata",
     "Network",
     "TensorSpec",
+    "Throughput",
     "bench",
     "collect_env",
     "export_library",
     "load",
     "make_metadata",
     "read_metadata",
+    "serve",
+    "throughput",
 ]
 
 

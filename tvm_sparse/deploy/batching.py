@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -141,3 +141,47 @@ def check_batch(sizes: BatchSizes, n: int, what: str) -> None:
 def resized(spec: TensorSpec, n: int) -> TensorSpec:
     """The spec with a batch of n."""
     return replace(spec, shape=(n, *spec.shape[1:]))
+
+
+def split(values: Sequence[Any], metadata: Metadata, devices: int) -> Iterator[list[Any]]:
+    """The inputs of a batch of any size in parts that a network takes: as equal and as few as keep all devices busy.
+
+    Raises
+    ------
+    InputError
+        A value is no numpy array, their batches differ, or the library takes another one at a time.
+    """
+    for spec, value in zip(metadata.inputs, values, strict=True):
+        if not isinstance(value, np.ndarray):
+            raise InputError(f"input {spec.name!r}: {type(value).__name__} is no numpy array; use map for others")
+    sizes = metadata.batch
+    if sizes is None and all(value.shape == spec.shape for spec, value in zip(metadata.inputs, values, strict=True)):
+        yield list(values)
+        return
+    single = 0 if sizes else _single_batch(metadata)
+    follows = [sizes is None or spec.name in sizes.inputs for spec in metadata.inputs]
+    batched = [(spec.name, value) for spec, value, cut in zip(metadata.inputs, values, follows, strict=True) if cut]
+    counts = {name: len(value) if value.ndim else 0 for name, value in batched}
+    name, n = next(iter(counts.items()))
+    other = next((other for other in counts if counts[other] != n), None)
+    if other is not None:
+        raise InputError(f"input {other!r} has batch {counts[other]}, input {name!r} has {n}")
+    if n < 1:
+        raise InputError(f"input {name!r} has no images")
+    if sizes is not None:
+        parts = min(n, -(-n // (sizes.largest * devices)) * devices)
+    elif n % single:
+        raise InputError(f"input {name!r} has batch {n}, the library takes {single} at a time: give a multiple")
+    else:
+        parts = n // single
+    ends = [n * (index + 1) // parts for index in range(parts)]
+    for start, end in zip([0, *ends], ends, strict=False):
+        yield [value[start:end] if cut else value for value, cut in zip(values, follows, strict=True)]
+
+
+def _single_batch(metadata: Metadata) -> int:
+    """The leading size that all inputs and outputs of a library for one batch size share."""
+    leading = {spec.shape[0] if spec.shape else 0 for spec in (*metadata.inputs, *metadata.outputs)}
+    if len(leading) != 1 or 0 in leading:
+        raise InputError("the inputs and outputs of this library do not share a batch: use map")
+    return leading.pop()
