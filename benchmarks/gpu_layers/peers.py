@@ -6,8 +6,7 @@ columns from x (n, c, h, w) as well. float32 is strict: no TF32, but for the pee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -69,7 +68,9 @@ class Peers:
         return found
 
     def _measured(self, name: str, make: Callable[[], Launch], timer: Timer) -> dict[str, Any]:
-        with self._precision(name):
+        from tvm_sparse.peers.torch_forms import precision_flags
+
+        with precision_flags(tf32=CUDNN.get(name, ("float32", False))[1]):
             launch = make()
             found = asdict(timer.time(launch))
             if name in CUDNN:
@@ -187,17 +188,3 @@ class Peers:
             return outputs[i % COPIES]
 
         return launch
-
-    @contextmanager
-    def _precision(self, name: str) -> Iterator[None]:
-        backends = self._torch.backends
-        flags = ((backends.cudnn, "allow_tf32"), (backends.cuda.matmul, "allow_tf32"), (backends.cudnn, "benchmark"))
-        before = [getattr(*flag) for flag in flags]
-        allowed = CUDNN.get(name, ("float32", False))[1]
-        for flag, value in zip(flags, (allowed, allowed, True), strict=True):
-            setattr(*flag, value)
-        try:
-            yield
-        finally:
-            for flag, value in zip(flags, before, strict=True):
-                setattr(*flag, value)
