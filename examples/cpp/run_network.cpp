@@ -13,7 +13,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -22,19 +21,12 @@
 #include <iterator>
 #include <set>
 #include <sstream>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "npy.h"
+
 namespace ffi = tvm::ffi;
-
-// Ends the program with a message and an exit code; those of the command line `tvm-sparse`.
-enum Exit { kOurFault = 1, kUsage = 2, kInput = 4, kLibrary = 7, kOutput = 8 };
-
-struct Failure : std::runtime_error {
-  Failure(Exit exit_code, const std::string& message) : std::runtime_error(message), code(exit_code) {}
-  Exit code;
-};
 
 constexpr const char* kUsageText =
     "usage: run_network NET.so [--device cpu|cuda[:N]] [--threads N] [--repeats N] [--output Y.npy]... INPUT...";
@@ -45,95 +37,14 @@ struct Options {
   std::vector<std::string> inputs, outputs;
 };
 
-struct TensorSpec {
-  std::string name, dtype;
-  std::vector<int64_t> shape;
-  size_t count() const {
-    size_t product = 1;
-    for (int64_t size : shape) product *= static_cast<size_t>(size);
-    return product;
-  }
-  size_t bytes() const { return ffi::GetDataSize(count(), ffi::StringToDLDataType(dtype)); }
-  std::string text() const {
-    std::ostringstream out;
-    out << dtype << " (";
-    for (size_t i = 0; i < shape.size(); ++i) out << (i ? ", " : "") << shape[i];
-    out << ")";
-    return out.str();
-  }
-};
-
 // What the library says about itself: see tvm_sparse/deploy/metadata.py, which writes it.
 struct Metadata {
   std::string model, target, triple, mcpu;
   std::vector<std::string> cpu_features, archs;
-  std::vector<TensorSpec> inputs, outputs;
+  std::vector<TensorSpec> inputs, outputs;  // with the largest batch, where it serves several
+  std::vector<int64_t> buckets;             // the batch sizes it was compiled for, if it serves several
+  std::set<std::string> batched;            // its inputs whose leading dimension is the batch
 };
-
-// ---- files ---------------------------------------------------------------------------------------------------------
-
-std::string read_file(const std::string& path, Exit code) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file || std::filesystem::is_directory(path)) throw Failure(code, path + ": cannot be read");
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-std::string npy_descr(const std::string& dtype) {  // "float32" -> "<f4"
-  const size_t bits = ffi::StringToDLDataType(dtype).bits;
-  const char kind = dtype == "bool" ? 'b' : dtype == "bfloat16" ? 'V' : dtype[0];
-  return (bits > 8 && kind != 'V' ? "<" : "|") + std::string(1, kind) + std::to_string(std::max<size_t>(1, bits / 8));
-}
-
-// The data of an .npy file, checked against the spec; see numpy.lib.format for the header.
-std::string npy_data(const std::string& path, const std::string& file, const TensorSpec& spec) {
-  const bool long_length = file.size() > 6 && file[6] > 1;  // format 1 has two bytes for the header's length
-  const size_t start = long_length ? 12 : 10;
-  size_t length = 0;
-  for (size_t i = 8; i < start && i < file.size(); ++i) {
-    length |= static_cast<size_t>(static_cast<unsigned char>(file[i])) << (8 * (i - 8));
-  }
-  if (file.size() < start + length) throw Failure(kInput, path + ": is cut short");
-  const std::string header = file.substr(start, length);
-  auto after = [&](const std::string& key) {
-    const size_t at = header.find("'" + key + "':");
-    if (at == std::string::npos) throw Failure(kInput, path + ": its .npy header names no " + key);
-    return header.substr(header.find_first_not_of(' ', at + key.size() + 3));
-  };
-  std::string descr = after("descr").substr(1);
-  descr = descr.substr(0, descr.find('\''));
-  if (after("fortran_order").rfind("True", 0) == 0) throw Failure(kInput, path + ": is in column-major order");
-  std::istringstream sizes(after("shape").substr(1));
-  TensorSpec given{spec.name, descr, {}};
-  for (int64_t size; sizes >> size; sizes.ignore(1)) given.shape.push_back(size);
-  if (descr != npy_descr(spec.dtype) || given.shape != spec.shape) {
-    throw Failure(kInput, path + ": holds " + given.text() + ", input '" + spec.name + "' is " + spec.text());
-  }
-  return file.substr(start + length);
-}
-
-std::string read_input(const std::string& path, const TensorSpec& spec) {
-  std::string data = read_file(path, kInput);
-  if (data.rfind("\x93NUMPY", 0) == 0) data = npy_data(path, data, spec);
-  if (data.size() != spec.bytes()) {
-    throw Failure(kInput, path + ": has " + std::to_string(data.size()) + " bytes of data, input '" + spec.name +
-                              "', " + spec.text() + ", has " + std::to_string(spec.bytes()));
-  }
-  return data;
-}
-
-void write_npy(const std::string& path, const TensorSpec& spec, const std::string& data) {
-  std::ostringstream header;
-  header << "{'descr': '" << npy_descr(spec.dtype) << "', 'fortran_order': False, 'shape': (";
-  for (int64_t size : spec.shape) header << size << ", ";
-  header << "), }";
-  std::string text = header.str();
-  text.append(63 - (10 + text.size()) % 64, ' ').push_back('\n');  // so that the data starts at a multiple of 64
-  std::ofstream file(path, std::ios::binary);
-  file << std::string("\x93NUMPY\x01\x00", 8) << static_cast<char>(text.size() & 0xff)
-       << static_cast<char>(text.size() >> 8) << text << data;
-  file.close();
-  if (!file) throw Failure(kOutput, path + ": cannot be written");
-}
 
 // ---- the library and what it needs ---------------------------------------------------------------------------------
 
@@ -162,16 +73,26 @@ Metadata read_metadata(const std::string& path) {
   if (version != 1) throw Failure(kLibrary, path + ": has format " + std::to_string(version) + ", this reads 1");
   if (library_bytes + metadata_bytes + kFooter != file.size()) throw Failure(kLibrary, path + ": is damaged");
   auto values = ffi::json::Parse(file.substr(library_bytes, metadata_bytes)).cast<ffi::json::Object>();
+  const auto format = values["format_version"].cast<int64_t>();
+  if (format != 2) throw Failure(kLibrary, path + ": metadata of format " + std::to_string(format) + ", this reads 2");
   auto texts = [&](const char* key) {
     std::vector<std::string> list;
     for (const ffi::Any& item : values[key].cast<ffi::json::Array>()) list.push_back(item.cast<std::string>());
     return list;
   };
   auto text = [&](const char* key) { return values[key].cast<std::string>(); };
-  return {text("model"),         text("target"), text("triple"),
-          text("mcpu"),          texts("cpu_features"), texts("archs"),
-          specs_of(values["inputs"].cast<ffi::json::Array>()),
-          specs_of(values["outputs"].cast<ffi::json::Array>())};
+  Metadata metadata{text("model"), text("target"), text("triple"), text("mcpu"), texts("cpu_features"), texts("archs"),
+                    specs_of(values["inputs"].cast<ffi::json::Array>()),
+                    specs_of(values["outputs"].cast<ffi::json::Array>()), {}, {}};
+  if (auto batch = values["batch"].as<ffi::json::Object>()) {
+    for (const ffi::Any& n : (*batch)["buckets"].cast<ffi::json::Array>()) {
+      metadata.buckets.push_back(n.cast<int64_t>());
+    }
+    for (const ffi::Any& name : (*batch)["inputs"].cast<ffi::json::Array>()) {
+      metadata.batched.insert(name.cast<std::string>());
+    }
+  }
+  return metadata;
 }
 
 std::string joined(const std::vector<std::string>& words) {
@@ -250,6 +171,21 @@ DLDevice chosen_device(const Options& options, const Metadata& metadata) {
   return {kind == "cuda" ? kDLCUDA : kDLCPU, std::stoi(index)};
 }
 
+// How many images the inputs hold: the leading size of the first one that has a batch; 0 where the batch is fixed.
+int64_t images_in(const std::vector<FileArray>& arrays, const Metadata& metadata) {
+  for (size_t i = 0; i < arrays.size(); ++i) {
+    const TensorSpec& spec = metadata.inputs[i];
+    if (!metadata.batched.count(spec.name)) continue;
+    const bool plain = arrays[i].descr.empty() || arrays[i].shape.empty();
+    const size_t images = arrays[i].data.size() / spec.resized(1).bytes();
+    const int64_t n = plain ? static_cast<int64_t>(images) : arrays[i].shape[0];
+    if (n >= 1 && n <= metadata.buckets.back()) return n;
+    throw Failure(kInput, arrays[i].path + ": has batch " + std::to_string(n) + ", the library serves 1 to " +
+                              std::to_string(metadata.buckets.back()));
+  }
+  return 0;
+}
+
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   const size_t half = values.size() / 2;
@@ -294,22 +230,34 @@ void run(const Options& options) {
   auto initialize = machine->GetFunction("vm_initialization").value();
   const int kind = device.device_type, cpu = kDLCPU;
   cuda ? initialize(kind, device.device_id, kPooled, cpu, 0, kPooled) : initialize(kind, device.device_id, kPooled);
-  ffi::Function main = machine->GetFunction("main").value();
 
-  auto allocate = ffi::Function::GetGlobalRequired("runtime.TVMTensorAllocWithScope");
+  // Of several batch sizes that which the images fit into; inputs are padded with zeros, outputs cut.
+  std::vector<FileArray> arrays;
+  for (const std::string& path : options.inputs) arrays.push_back(read_array(path));
+  const int64_t n = images_in(arrays, metadata);
+  const int64_t bucket = n ? *std::lower_bound(metadata.buckets.begin(), metadata.buckets.end(), n) : 0;
+  const bool largest = n == 0 || bucket == metadata.buckets.back();
+  ffi::Function main = machine->GetFunction(largest ? "main" : "main_" + std::to_string(bucket)).value();
+
+  auto make = ffi::Function::GetGlobalRequired("runtime.TVMTensorAllocWithScope");
   auto copy_in = ffi::Function::GetGlobalRequired("runtime.TVMTensorCopyFromBytes");
   auto copy_out = ffi::Function::GetGlobalRequired("runtime.TVMTensorCopyToBytes");
   auto synchronize = ffi::Function::GetGlobalRequired("runtime.Device_StreamSync");
-  std::vector<ffi::Tensor> inputs;
-  std::vector<ffi::AnyView> arguments;
-  for (size_t i = 0; i < metadata.inputs.size(); ++i) {
+  auto allocate = [&](const TensorSpec& spec) {
+    return make(ffi::Shape(spec.shape), ffi::StringToDLDataType(spec.dtype), device, nullptr).cast<ffi::Tensor>();
+  };
+  std::vector<ffi::Tensor> tensors;
+  for (size_t i = 0; i < arrays.size(); ++i) {
     const TensorSpec& spec = metadata.inputs[i];
-    std::string data = read_input(options.inputs[i], spec);
-    const DLDataType dtype = ffi::StringToDLDataType(spec.dtype);
-    inputs.push_back(allocate(ffi::Shape(spec.shape), dtype, device, nullptr).cast<ffi::Tensor>());
-    copy_in(inputs.back(), static_cast<void*>(data.data()), data.size());
+    const bool batched = metadata.batched.count(spec.name) > 0;
+    check(arrays[i], batched ? spec.resized(n) : spec);
+    const TensorSpec whole = batched ? spec.resized(bucket) : spec;
+    arrays[i].data.resize(whole.bytes(), '\0');
+    tensors.push_back(allocate(whole));
+    copy_in(tensors.back(), static_cast<void*>(arrays[i].data.data()), arrays[i].data.size());
   }
-  for (const ffi::Tensor& input : inputs) arguments.emplace_back(input);
+  std::vector<ffi::AnyView> arguments;
+  for (const ffi::Tensor& tensor : tensors) arguments.emplace_back(tensor);
 
   ffi::Any result;
   std::vector<double> times_us;
@@ -325,9 +273,10 @@ void run(const Options& options) {
   if (auto single = result.as<ffi::Tensor>()) outputs.push_back(*single);
   else outputs = result.cast<ffi::Array<ffi::Tensor>>();
   for (size_t i = 0; i < metadata.outputs.size(); ++i) {
-    const TensorSpec& spec = metadata.outputs[i];
-    std::string data(spec.bytes(), '\0');
+    const TensorSpec spec = n ? metadata.outputs[i].resized(n) : metadata.outputs[i];
+    std::string data((n ? spec.resized(bucket) : spec).bytes(), '\0');
     copy_out(outputs[static_cast<int64_t>(i)], static_cast<void*>(data.data()), data.size());
+    data.resize(spec.bytes());
     describe(spec, data);
     if (i < options.outputs.size()) write_npy(options.outputs[i], spec, data);
   }

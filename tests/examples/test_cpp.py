@@ -32,7 +32,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cpp")
-    for name in ("Makefile", "run_network.cpp"):
+    for name in ("Makefile", "run_network.cpp", "npy.h"):
         shutil.copy(SOURCE / name, folder)
     flags = "CXXFLAGS=-O1 -Wall -Wextra -Werror"
     made = subprocess.run(
@@ -55,7 +55,7 @@ def run(program: Path, tmp_path: Path) -> Run:
     return call
 
 
-def two_by_two(dtype: np.dtype = X.dtype) -> tvm_sparse.api.Model:
+def two_by_two(dtype: np.dtype = X.dtype, batch: int | str = 2) -> tvm_sparse.api.Model:
     """x, bias -> relu(conv(x) + bias) and its mean over pixels."""
     weight = weights(8, 3, 3, 3)
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
@@ -65,7 +65,7 @@ def two_by_two(dtype: np.dtype = X.dtype) -> tvm_sparse.api.Model:
         helper.make_node("Relu", ["b"], ["y"]),
         helper.make_node("GlobalAveragePool", ["y"], ["mean"]),
     ]
-    inputs = [tensor("x", X.shape, kind), tensor("bias", BIAS.shape, kind)]
+    inputs = [tensor("x", (batch, *X.shape[1:]), kind), tensor("bias", BIAS.shape, kind)]
     made = model(nodes, {"w": (weight * magnitude_mask(weight, 0.8)).astype(dtype)}, inputs, ("y", "mean"))
     for value in made.graph.output:
         value.type.tensor_type.elem_type = kind
@@ -119,6 +119,34 @@ def test_a_header_that_numpy_wrote_in_its_second_format(run: Run, library: Path,
         np.lib.format.write_array(file, X, version=(2, 0))
     assert run(library, "second.npy", "bias.npy", "--output", "y.npy").returncode == 0
     assert np.array_equal(np.load(tmp_path / "y.npy"), tvm_sparse.load(library)(X, BIAS)[0])
+
+
+@pytest.fixture(scope="module")
+def batched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that serves 1 to 5 images, compiled for 1, 3 and 5; the bias has no batch."""
+    path = tmp_path_factory.mktemp("library") / "batched.so"
+    tvm_sparse.compile(two_by_two(batch="n"), batch="1,3,5", threads=2, verify=False).export(path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["npy", "bin"])
+@pytest.mark.parametrize("n", range(1, 6))
+def test_any_batch_of_a_library_for_several(run: Run, batched: Path, tmp_path: Path, n: int, form: str) -> None:
+    x = np.random.default_rng(n).standard_normal((n, *X.shape[1:])).astype(np.float32)
+    np.save(tmp_path / "some.npy", x)
+    (tmp_path / "some.bin").write_bytes(x.tobytes())
+    done = run(batched, f"some.{form}", "bias.npy", "--output", "y.npy", "--output", "mean.npy", "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    for name, array in zip(("y", "mean"), tvm_sparse.load(batched, threads=1)(x, BIAS), strict=True):
+        assert np.array_equal(np.load(tmp_path / f"{name}.npy"), array)
+
+
+def test_batches_that_are_not_served(run: Run, batched: Path, tmp_path: Path) -> None:
+    for n in (0, 6):
+        np.save(tmp_path / "some.npy", np.zeros((n, *X.shape[1:]), np.float32))
+        _failed(run(batched, "some.npy", "bias.npy"), 4, f"some.npy: has batch {n}, the library serves 1 to 5")
+    (tmp_path / "some.bin").write_bytes(bytes(X[0].nbytes * 5 // 2))
+    _failed(run(batched, "some.bin", "bias.npy"), 4, "input 'x', float32 (2, 3, 9, 11), has")
 
 
 BAD_INPUTS = {
