@@ -1,4 +1,4 @@
-"""CUDA rules: TVM's dlight, and a last one of our own that binds whatever the others leave."""
+"""CUDA rules: our own for what networks keep dense, TVM's dlight, and a last one that binds what is left."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from tvm import s_tir, tirx
 from tvm.s_tir.dlight import ScheduleRule, gpu
 from tvm.target import Target
 
+from tvm_sparse.schedules.rules.cuda_linear import LinearSmallBatch
+from tvm_sparse.schedules.rules.cuda_row_reduction import RowReduction
+from tvm_sparse.schedules.rules.cuda_short_reduction import ShortReduction
+from tvm_sparse.schedules.rules.cuda_window import WindowRows
 from tvm_sparse.schedules.rules.window_pattern import match_window
 
 BLOCK_THREADS = 256
 
 
 def cuda_rules() -> list[ScheduleRule]:
-    """`WindowPerThread`, dlight's rules in dlight's order, then `BindEverything`."""
+    """Ours, dlight's rules in dlight's order, then `BindEverything`."""
     dlight = [gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback()]
-    return [WindowPerThread(), *dlight, BindEverything()]
+    own = [WindowRows(), WindowPerThread(), LinearSmallBatch(), RowReduction(), ShortReduction()]
+    return [*own, *dlight, BindEverything()]
 
 
 class WindowPerThread(ScheduleRule):

@@ -14,6 +14,7 @@ from tvm_sparse.network.decide import decide
 from tvm_sparse.network.imported import ImportedModel
 from tvm_sparse.network.match import match_layers
 from tvm_sparse.network.replace import LayerDecision, replace_layers
+from tvm_sparse.network.response_norm import fuse_response_norms
 from tvm_sparse.network.siblings import merge_siblings
 from tvm_sparse.schedules.rules import apply_rules
 from tvm_sparse.tuning.lookup import KnownKernels
@@ -52,6 +53,8 @@ def lower_network(
             model.module, layers, decisions, target, lambda fraction: progress("pack and schedule", fraction)
         )
         progress("schedule dense operators", 0.0)
+        if target.kind.name == "cuda":
+            module = fuse_response_norms(module)
         module = tvm.transform.Sequential(
             [
                 relax.transform.LegalizeOps(),
