@@ -11,6 +11,7 @@ from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import cuda_cost
 from tvm_sparse.schedules.base import Template, too_large
 from tvm_sparse.schedules.cpu_vector import CpuVector
+from tvm_sparse.schedules.cuda_dense import CudaDense
 from tvm_sparse.schedules.cuda_pattern import CudaPattern
 from tvm_sparse.schedules.cuda_pixel import CudaPixel
 from tvm_sparse.schedules.cuda_pixel_nonzero import CudaPixelNonzero
@@ -24,6 +25,7 @@ TEMPLATES: tuple[Template, ...] = (
     CudaPixelNonzero(),
     CudaPattern(),
     CudaRow(),
+    CudaDense(),
     Fallback(),
 )
 
@@ -75,6 +77,9 @@ def select(workload: ConvWorkload, density: float, target: Target) -> Template:
     row = template("cuda_row")
     if density <= ROW_DENSITY and row.applies(workload, target) is None:
         return row
+    dense = template("cuda_dense")
+    if density >= 1 and dense.applies(workload, target) is None:
+        return dense
     pattern, pixels = template("cuda_pattern"), workload.n * workload.p * workload.q
     pays = density <= PATTERN_DENSITY and nonzeros <= PATTERN_NONZEROS and pixels >= PATTERN_PIXELS
     if pays and pattern.applies(workload, target) is None:

@@ -136,7 +136,7 @@ def _candidates(
     blocks = [(w, r) for w, r in blocks if w >= most_warps // 4]
     pairs = {} if splits else tiles.default_pairs(workload)
     paired = pairs.get("pairs", tiles.NO_PAIRS) != tiles.NO_PAIRS
-    for (lanes, pixels), split in product(_shapes(words_of(workload) if paired else workload), splits or (1,)):
+    for (lanes, pixels), split in product(shapes(words_of(workload) if paired else workload), splits or (1,)):
         share = -(-workload.c_per_group // split)
         for channels in sorted({-(-share // parts) for parts in (1, 2, 3, 4, 6, 8, 16, 32)}):
             tiling = (PairTiling if paired else WarpTiling)(workload, lanes, pixels, channels, split)
@@ -154,7 +154,7 @@ def _candidates(
                 yield tiling, {**knobs, "warps": warps, "blocks_per_warp": per_warp}
 
 
-def _shapes(workload: ConvWorkload) -> list[tuple[tiles.Extents, tiles.Extents]]:
+def shapes(workload: ConvWorkload) -> list[tuple[tiles.Extents, tiles.Extents]]:
     """For every number of pixels a thread, the few ways to lay them out that waste least."""
     by_pixels: dict[int, list[tuple[float, tiles.Extents, tiles.Extents]]] = {}
     sizes = (workload.n, workload.p, workload.q)

@@ -125,9 +125,9 @@ def sum_nonzeros(sch: s_tir.Schedule, tiling: AnyTiling, loop: Any, pad_to: int,
         if name == "values" or (name == "tile" and tiling.copy_width > 1):
             run = sch.fuse(outer.pop(), run)
         if name == "tile":
-            _copy(sch, outer, run, *tiling.copy_shape, tiling.copy_width, threads)
+            share_copy(sch, outer, run, *tiling.copy_shape, tiling.copy_width, threads)
         else:
-            _copy(sch, outer, run, 1, int(sch.get(run).extent), 1 if name == "rows" else WIDEST_COPY, threads)
+            share_copy(sch, outer, run, 1, int(sch.get(run).extent), 1 if name == "rows" else WIDEST_COPY, threads)
 
     # A loop's bound cannot be read from shared memory (TVM 0.27): every row's goes through a register.
     own_rows = sch.cache_read(reader, _read_index(sch, reader, "rows"), "local")
@@ -148,9 +148,9 @@ def _copy_pairs(sch: s_tir.Schedule, tile: Any, above: int, tiling: PairTiling, 
     if tiling.axis == "columns":
         # Were all accesses of the tile to pairs, TVM 0.27 would take it for an array of vectors and refuse to copy it.
         vector = tiling.copy_width > PAIR
-        _copy(sch, outer, sch.fuse(run, pair), *tiling.copy_shape, tiling.copy_width, threads, vector)
+        share_copy(sch, outer, sch.fuse(run, pair), *tiling.copy_shape, tiling.copy_width, threads, vector)
         return
-    _copy(sch, outer, run, *tiling.copy_shape, tiling.copy_width, threads, vector=False)
+    share_copy(sch, outer, run, *tiling.copy_shape, tiling.copy_width, threads, vector=False)
     mark_interleave(sch, sch.get_loops(tile)[above])
 
 
@@ -159,7 +159,7 @@ def _read_index(sch: s_tir.Schedule, block: Any, buffer: str) -> int:
     return next(i for i, read in enumerate(sch.get(block).reads) if read.source.name.split("_")[0] == buffer)
 
 
-def _copy(
+def share_copy(
     sch: s_tir.Schedule,
     outer: list[Any],
     loop: Any,

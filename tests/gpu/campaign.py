@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.cases import FORMATS, Case, choose_knobs, seeded, seeded_choose
 
-TEMPLATES = ("cuda_pixel", "cuda_pixel_nonzero", "cuda_pattern", "cuda_row", "fallback")
-VARIANTS = {"cuda_pattern": ("default", "knobs"), "cuda_row": ("default", "knobs"), "fallback": ("default",)}
+TEMPLATES = ("cuda_pixel", "cuda_pixel_nonzero", "cuda_pattern", "cuda_row", "cuda_dense", "fallback")
+DEFAULT_AND_KNOBS = ("default", "knobs")
+VARIANTS = {name: DEFAULT_AND_KNOBS for name in ("cuda_pattern", "cuda_row", "cuda_dense")} | {"fallback": ("default",)}
 ALL_VARIANTS = ("default", "format", "knobs")
 #: Drawn knobs are often too large for a block, and vectors reach over groups; this many draws find some that do not.
 DRAWS = 20

@@ -14,11 +14,13 @@ from tvm_sparse.workload import ConvWorkload, Epilogue
 
 WORKLOAD = ConvWorkload(1, 32, 14, 14, 16, 3, 3, padding=(1, 1, 1, 1), epilogue=Epilogue(bias=True, activation="relu"))
 AVX512 = Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "skylake-avx512", "num-cores": 2})
-NAMES = ("cpu_vector", "cuda_pixel_nonzero", "cuda_pixel", "cuda_pattern", "cuda_row", "fallback")
+NAMES = ("cpu_vector", "cuda_dense", "cuda_pixel_nonzero", "cuda_pixel", "cuda_pattern", "cuda_row", "fallback")
 KERNELS = {
     "cpu_vector": (AVX512, 0.1, {}),
     "cpu_vector_dense": (AVX512, 1.0, {}),
     "cuda_pixel": (GPU, 0.1, {"lanes": "1x2x16", "pixels": "1x7x1"}),
+    "cuda_dense": (GPU, 1.0, {"pixels": "1x1x1", "vector": 4, "warps": 2, "splits": 1}),
+    "cuda_dense_splits": (GPU, 1.0, {"pixels": "1x2x1", "vector": 4, "warps": 1, "splits": 2}),
     "cuda_pixel_dense": (GPU, 1.0, {}),
     "cuda_pixel_pairs": (GPU, 0.1, {"lanes": "1x2x16", "pixels": "1x7x1", "channels": 16, "pairs": "float16"}),
     "cuda_pixel_nonzero": (

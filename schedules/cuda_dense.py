@@ -1,0 +1,184 @@
+"""Template `cuda_dense`: dense convolution on a GPU, threads on output pixels, every weight multiplied.
+
+    block = (images, group, tile of pixels, output channels):
+        for chunk of channels:
+            tile, filter := input of this tile, weights of these output channels, in this chunk   (shared memory)
+            warp = `vector` output channels, lane = pixel, thread = its own pixels f:
+                part[v, f] += filter[c, r, s, v] * tile[c, r, s, f]   for every c, r, s           (registers)
+        out := activation(part + bias + residual)
+
+A column of the filter costs a warp one conflict-free load for every pixel of a thread and a broadcast load for every
+four output channels, and feeds vector x pixels multiply-adds: with 8 x 8 the multiply-adds are the bound. Where that
+leaves too few warps the chunks are dealt out to `splits` warps, whose sums the block adds in shared memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+from tvm import s_tir, tirx
+from tvm.target import Target
+
+from tvm_sparse.compute.dense_conv import dense_conv2d, dense_filter
+from tvm_sparse.compute.direct_conv import DirectConv
+from tvm_sparse.compute.warp_tiling import WARP, WarpTiling
+from tvm_sparse.schedules import cuda_stages as stages
+from tvm_sparse.schedules import cuda_tiles as tiles
+from tvm_sparse.schedules import dense_cost
+from tvm_sparse.schedules.base import Kernel, Knobs, Template, closest_divisor
+from tvm_sparse.schedules.primitives import branch_copies, declare_whole_read
+from tvm_sparse.schedules.registers import keep_own_lane
+from tvm_sparse.workload import ConvWorkload
+
+#: Multiply-adds of a thread that are written out without a loop.
+MOST_UNROLLED = 1024
+
+
+class CudaDense(Template):
+    name = "cuda_dense"
+
+    def applies(self, workload: ConvWorkload, target: Target) -> str | None:
+        if reason := tiles.why_not(workload, target):
+            return reason
+        if workload.dtype != "float32":
+            return f"only float32, not {workload.dtype}"
+        if workload.groups > 1 and workload.k_per_group % min(dense_cost.VECTORS):
+            return f"{workload.k_per_group} output channels a group are no multiple of {min(dense_cost.VECTORS)}"
+        return None
+
+    def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
+        common = tiles.tile_space(workload)
+        return {
+            **{name: common[name] for name in ("lanes", "pixels", "channels", "warps")},
+            "vector": dense_cost.VECTORS,
+            "splits": tuple(n for n in dense_cost.SPLITS if n <= workload.c_per_group),
+        }
+
+    def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
+        return dense_cost.cheapest(workload, target)
+
+    def tiling(self, workload: ConvWorkload, knobs: Knobs) -> WarpTiling:
+        lanes, pixels = tiles.extents(knobs["lanes"]), tiles.extents(knobs["pixels"])
+        return WarpTiling(workload, lanes, pixels, int(knobs["channels"]), int(knobs["splits"]))
+
+    def shared_bytes(self, tiling: WarpTiling, knobs: Knobs) -> int:
+        """Shared memory of a block: two buffers of input and filter for every split, and the sums of the splits."""
+        return dense_cost.shared_bytes(tiling, int(knobs["warps"]), int(knobs["vector"]))
+
+    def _kernel(self, workload: ConvWorkload, weight: NDArray, target: Target, chosen: dict[str, int | str]) -> Kernel:
+        tiling, vector = self.tiling(workload, chosen), int(chosen["vector"])
+        dense_cost.check_block(tiling, int(chosen["warps"]), vector, target)
+        constants = dense_filter(weight, tiling, int(chosen["warps"]) * vector)
+        func = self.schedule(dense_conv2d(tiling, constants, vector), tiling, chosen, target)
+        return self.finished(workload, chosen, func, constants)
+
+    def schedule(self, conv: DirectConv, tiling: WarpTiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
+        warps, vector = int(knobs["warps"]), int(knobs["vector"])
+        sch = s_tir.Schedule(conv.prim_func())
+        declare_whole_read(sch, sch.get_sblock("part"), "tile", dims=2 if tiling.copy_width > 1 else 1)
+        stored = sch.cache_write(sch.get_sblock("part"), 0, "local") if tiling.splits > 1 else None
+        block, inside = stages.cut_output(sch, tiling, warps, 1, vector)
+        warp, *rest = inside.values()
+        sch.bind(block, "blockIdx.x")
+        if stored is None:
+            _sum_alone(sch, tiling, warp, rest, warps)
+        else:
+            _sum_together(sch, tiling, stored, block, warp, rest, warps)
+        return branch_copies(keep_own_lane(sch.mod["main"], "part_local"))
+
+
+def _sum_alone(sch: s_tir.Schedule, tiling: WarpTiling, warp: Any, rest: list[Any], warps: int) -> None:
+    """A warp sums all chunks for its output channels."""
+    declare_whole_read(sch, sch.get_sblock("out"), "part", dims=2)
+    sch.set_scope(sch.get_sblock("part"), 0, "local")
+    lanes, own = rest[:3], rest[3:]
+    sch.bind(warp, "threadIdx.y")
+    chunk = _sum(sch, tiling, warp, {"threadIdx.y": warps, "threadIdx.x": WARP})
+    sch.bind(sch.fuse(*lanes), "threadIdx.x")
+    stages.set_to_zero(sch, "part", chunk)
+    _copy_ahead(sch, chunk)
+    for loop in own:
+        sch.unroll(loop)
+
+
+def _sum_together(
+    sch: s_tir.Schedule, tiling: WarpTiling, stored: Any, block: Any, warp: Any, rest: list[Any], warps: int
+) -> None:
+    """The warps on threadIdx.y sum some chunks each; then every one adds up some of the sums."""
+    splits = tiling.splits
+    axes = {"threadIdx.z": warps, "threadIdx.y": splits, "threadIdx.x": WARP}
+    lanes, own = rest[:3], rest[3:]
+    total = sch.get_sblock("sum")
+    sch.compute_at(total, block, preserve_unit_loops=True)
+    declare_whole_read(sch, total, "part", dims=2)
+    sch.compute_at(stored, block, preserve_unit_loops=True)
+    sch.set_scope(stored, 0, stages.SHARED)
+
+    _, split, kb, v, _, _, pixel, lane = sch.get_loops(stored)[1:]
+    sch.reorder(kb, split, lane, v, pixel)
+    for loop, axis in zip((kb, split, lane), axes, strict=True):
+        sch.bind(loop, axis)
+    chunk = _sum(sch, tiling, split, axes)
+    for loop in (v, pixel):
+        sch.unroll(loop)
+
+    each, worker = sch.split(sch.fuse(*own), [None, splits])
+    sch.reorder(warp, worker, *lanes, each)
+    sch.compute_at(total, each, preserve_unit_loops=True)
+    sch.set_scope(total, 0, "local")
+    split = sch.get_loops(total)[-1]
+    for loop, axis in zip((warp, worker, sch.fuse(*lanes)), axes, strict=True):
+        sch.bind(loop, axis)
+    stages.set_to_zero(sch, "part", chunk)
+    _copy_ahead(sch, chunk)
+    stages.set_to_zero(sch, "sum", split)
+
+
+def _sum(sch: s_tir.Schedule, tiling: WarpTiling, loop: Any, threads: dict[str, int]) -> Any:
+    """Compute "part" in registers below `loop`, input and filter staged; returns the loop over chunks."""
+    part = sch.get_sblock("part")
+    sch.compute_at(part, loop, preserve_unit_loops=True)
+    *outside, kb, v, _, _, own, lane, chunk, c, r, s = sch.get_loops(part)
+    sch.reorder(lane, chunk, c, r, s, kb, v, own)
+    sch.bind(lane, "threadIdx.x")
+    above = len([*outside, lane, chunk])
+    for name in ("filter", "tile"):
+        index = next(n for n, read in enumerate(sch.get(part).reads) if read.source.name == name)
+        staged = sch.get_sblock("tile") if name == "tile" else sch.cache_read(part, index, stages.SHARED)
+        sch.set_scope(staged, 0, stages.SHARED)
+        sch.compute_at(staged, chunk, preserve_unit_loops=True)
+        *outer, run = sch.get_loops(staged)[above:]
+        if name == "tile":
+            if tiling.copy_width > 1:
+                run = sch.fuse(outer.pop(), run)
+            stages.share_copy(sch, outer, run, *tiling.copy_shape, tiling.copy_width, threads)
+        else:
+            *shares, lane = sch.split(sch.fuse(*outer), [None, *threads.values()])[1:]
+            for each, axis in zip((*shares, lane), threads, strict=True):
+                sch.bind(each, axis)
+            sch.vectorize(run)
+    index = next(n for n, read in enumerate(sch.get(part).reads) if read.source.name.startswith("filter"))
+    weights = sch.cache_read(part, index, "local")
+    sch.compute_at(weights, s, preserve_unit_loops=True)
+    # Loads of single elements, which nvcc joins: were all accesses vectors, TVM 0.27 would refuse to copy them ahead.
+    for each in sch.get_loops(weights)[-2:]:
+        sch.unroll(each)
+    unrolled = int(sch.get(v).extent) * int(sch.get(own).extent)
+    for each in (own, v):
+        sch.unroll(each)
+    for each in (s, r, c):
+        extent = int(sch.get(each).extent)
+        fitting = closest_divisor(extent, max(1, MOST_UNROLLED // unrolled))
+        sch.unroll(sch.split(each, [None, fitting])[1])
+        unrolled *= fitting
+        if fitting < extent:
+            break
+    return chunk
+
+
+def _copy_ahead(sch: s_tir.Schedule, chunk: Any) -> None:
+    """Copy the next chunk's input and filter while this one is summed: see stages.copy_ahead."""
+    sch.annotate(chunk, "software_pipeline_stage", [0, 0, 1])
+    sch.annotate(chunk, "software_pipeline_order", [0, 1, 2])
+    sch.annotate(chunk, "software_pipeline_async_stages", [0])
