@@ -6,7 +6,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir.dlight import ScheduleRule, gpu
 from tvm.target import Target
 
-from tvm_sparse.schedules.rules.cuda_linear import LinearSmallBatch
+from tvm_sparse.schedules.rules.cuda_linear import Linear
 from tvm_sparse.schedules.rules.cuda_row_reduction import RowReduction
 from tvm_sparse.schedules.rules.cuda_short_reduction import ShortReduction
 from tvm_sparse.schedules.rules.cuda_window import WindowRows
@@ -18,7 +18,7 @@ BLOCK_THREADS = 256
 def cuda_rules() -> list[ScheduleRule]:
     """Ours, dlight's rules in dlight's order, then `BindEverything`."""
     dlight = [gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback()]
-    own = [WindowRows(), WindowPerThread(), LinearSmallBatch(), RowReduction(), ShortReduction()]
+    own = [WindowRows(), WindowPerThread(), Linear(), RowReduction(), ShortReduction()]
     return [*own, *dlight, BindEverything()]
 
 

@@ -1,6 +1,6 @@
-"""CUDA rule for linear layers of small batch: out (i, j) = epilogue(a (i, k) · w (k, j)), bound by reading w once.
+"""CUDA rule for linear layers: out (i, j) = epilogue(a (i, k) · w (k, j)), at small batch bound by reading w once.
 
-    block = JT columns, all rows:
+    block = JT columns, all rows or up to 32 of them:
         thread (part of k, rows i, 4 columns j):
             acc[rows, 4] += a[rows, k] · w[k, 4 columns]   over its part of k                          (registers)
         partial[part, i, j] := acc                                                              (shared memory)
@@ -25,8 +25,8 @@ from tvm_sparse.schedules.rules.cpu_linear import Product, match_product
 WARP, VECTOR = 32, 4
 #: Blocks that keep every multiprocessor of a large GPU busy.
 ENOUGH_BLOCKS = 120
-#: Rows of a thread; rows of the whole layer, beyond which a tiled matrix product serves it better.
-ROWS, MOST_ROWS = 8, 32
+#: Rows of a thread; rows of a block, at most and at least where the layer has more.
+ROWS, MOST_ROWS, LEAST_ROWS = 8, 32, 16
 #: Warps of a block; rows of w that a thread reads together, at most, and where products count as well as reading.
 WARPS, TOGETHER, FEW_TOGETHER = 16, 8, 4
 SHARED = "shared.dyn"
@@ -34,8 +34,9 @@ SHARED = "shared.dyn"
 
 @dataclass(frozen=True)
 class Cut:
-    """How a block shares its columns, rows and k among its threads; the products of the parts are the extents."""
+    """How rows are cut into blocks, and how a block shares its columns, rows and k among its threads."""
 
+    row_blocks: int
     columns: int
     row_groups: int
     rows: int
@@ -44,8 +45,8 @@ class Cut:
     together: int
 
 
-class LinearSmallBatch(ScheduleRule):
-    """Linear layers of up to MOST_ROWS rows, the weight (k, j), with any elementwise epilogue."""
+class Linear(ScheduleRule):
+    """Linear layers with the weight (k, j) and any elementwise epilogue."""
 
     def apply(self, func: tirx.PrimFunc, target: Target, tunable: bool) -> s_tir.Schedule | None:
         """Return the schedule, or None when `func` is no such product, or one whose extents do not divide."""
@@ -68,12 +69,16 @@ class LinearSmallBatch(ScheduleRule):
 
 def _cut(product: Product) -> Cut | None:
     rows, columns, k = product.size(*product.i), product.extents[product.j], product.extents[product.k]
-    if rows > MOST_ROWS:
+    row_blocks = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= MOST_ROWS)
+    rows //= row_blocks
+    if row_blocks > 1 and rows < LEAST_ROWS:
         return None
-    own = rows if rows <= ROWS else next(n for n in range(ROWS, 0, -1) if rows % n == 0)
+    own = next((n for n in range(ROWS, 0, -1) if rows % n == 0 and WARP % (rows // n) == 0), 0)
+    if not own:
+        return None
     groups = rows // own
     fitting = [n for n in (32, 16, 8, 4) if columns % n == 0 and WARP % (n // VECTOR * groups) == 0]
-    enough = [n for n in fitting if columns // n >= ENOUGH_BLOCKS]
+    enough = [n for n in fitting if columns // n * row_blocks >= ENOUGH_BLOCKS]
     for width in [*enough, *(n for n in reversed(fitting) if n not in enough)]:
         lanes = WARP // (width // VECTOR * groups)
         for warps in (WARPS, WARPS // 2, WARPS // 4):
@@ -81,7 +86,7 @@ def _cut(product: Product) -> Cut | None:
                 continue
             most = TOGETHER if own < ROWS else FEW_TOGETHER
             together = most if k % (warps * lanes * most) == 0 else VECTOR
-            return Cut(width, groups, own, warps, lanes, together)
+            return Cut(row_blocks, width, groups, own, warps, lanes, together)
     return None
 
 
@@ -94,7 +99,9 @@ def _schedule(sch: s_tir.Schedule, total: Any, out: Any, product: Product, cut: 
     out_loops = sch.get_loops(out)
     block, column = sch.split(out_loops[product.j if product.j < len(out_loops) else -1], [None, cut.columns])
     rows = [loop for n, loop in enumerate(out_loops) if n != product.j]
-    sch.reorder(block, *rows, column)
+    row_block, row = sch.split(sch.fuse(*rows) if len(rows) > 1 else rows[0], [cut.row_blocks, None])
+    sch.reorder(block, row_block, row, column)
+    block = sch.fuse(block, row_block)  # blocks of the same columns run side by side and share w in the L2 cache
     sch.bind(block, "blockIdx.x")
     sch.compute_at(total, block, preserve_unit_loops=True)
     sch.compute_at(stored, block, preserve_unit_loops=True)
@@ -102,17 +109,17 @@ def _schedule(sch: s_tir.Schedule, total: Any, out: Any, product: Product, cut: 
 
     part, *own = sch.get_loops(stored)[1:]
     warp, k_lane = sch.split(part, [cut.warps, cut.k_lanes])
-    group, row = sch.split(sch.fuse(*own[:-1]) if len(own) > 2 else own[0], [cut.row_groups, cut.rows])
+    group, own_row = sch.split(sch.fuse(*own[:-1]) if len(own) > 2 else own[0], [cut.row_groups, cut.rows])
     quad, element = sch.split(own[-1], [None, VECTOR])
-    sch.reorder(warp, k_lane, group, quad, row, element)
+    sch.reorder(warp, k_lane, group, quad, own_row, element)
     lane = sch.fuse(k_lane, group, quad)
     sch.bind(warp, "threadIdx.y")
     sch.bind(lane, "threadIdx.x")
-    sch.unroll(row)
+    sch.unroll(own_row)
     sch.vectorize(element)
     _accumulate(sch, partial, lane, cut)
 
-    output = sch.fuse(*rows, column)
+    output = sch.fuse(row, column)
     sch.compute_at(total, output, preserve_unit_loops=True)
     sch.set_scope(total, 0, "local")
     # Split after compute_at, so that the test for the last output guards its sum too.

@@ -15,7 +15,7 @@ from tvm.s_tir.dlight import ScheduleRule
 from tests.cuda_on_cpu import run
 from tests.schedules.running import GPU
 from tvm_sparse.schedules.rules import schedule_func
-from tvm_sparse.schedules.rules.cuda_linear import LinearSmallBatch
+from tvm_sparse.schedules.rules.cuda_linear import Linear
 from tvm_sparse.schedules.rules.cuda_row_reduction import RowReduction
 from tvm_sparse.schedules.rules.cuda_window import WindowRows
 
@@ -106,12 +106,12 @@ def test_a_window_without_padding_and_epilogue(tmp_path: Path) -> None:
 
 @needs_gcc
 @pytest.mark.parametrize(
-    "rows, k, columns", [(1, 512, 40), (1, 1024, 1000), (3, 256, 64), (32, 256, 72), (16, 512, 32)]
+    "rows, k, columns", [(1, 512, 40), (1, 1024, 1000), (3, 256, 64), (32, 256, 72), (16, 512, 32), (48, 64, 32)]
 )
 def test_linear(rows: int, k: int, columns: int, tmp_path: Path) -> None:
     x, w, b = tensor((rows, k), "x"), tensor((k, columns), "w"), tensor((columns,), "b")
     arrays = [data((rows, k), 5), data((k, columns), 6) / np.float32(np.sqrt(k)), data((columns,), 7)]
-    found = result(LinearSmallBatch(), [x, w, b, finished(topi.nn.matmul(x, w), b)], arrays, tmp_path)
+    found = result(Linear(), [x, w, b, finished(topi.nn.matmul(x, w), b)], arrays, tmp_path)
     expected = arrays[0].astype(np.float64) @ arrays[1].astype(np.float64) + arrays[2]
     np.testing.assert_allclose(found, np.maximum(expected, 0), rtol=1e-5, atol=1e-5)
 
