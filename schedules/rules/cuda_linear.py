@@ -13,6 +13,7 @@ another, so it is one kernel; there are blocks for every multiprocessor because 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product as product_of
 from typing import Any
 
 from tvm import s_tir, tirx
@@ -79,10 +80,12 @@ def _cut(product: Product) -> Cut | None:
     groups = rows // own
     fitting = [n for n in (32, 16, 8, 4) if columns % n == 0 and WARP % (n // VECTOR * groups) == 0]
     enough = [n for n in fitting if columns // n * row_blocks >= ENOUGH_BLOCKS]
-    for width in [*enough, *(n for n in reversed(fitting) if n not in enough)]:
+    widths = [*enough, *(n for n in reversed(fitting) if n not in enough)]
+    for tested, width in product_of((False, True), widths):
         lanes = WARP // (width // VECTOR * groups)
         for warps in (WARPS, WARPS // 2, WARPS // 4):
-            if k % (warps * lanes * VECTOR):
+            # Threads without an output to add up would put a test into the loop over the parts.
+            if k % (warps * lanes * VECTOR) or (rows > 1 and rows * width % (warps * WARP) and not tested):
                 continue
             most = TOGETHER if own < ROWS else FEW_TOGETHER
             together = most if k % (warps * lanes * most) == 0 else VECTOR
@@ -127,7 +130,10 @@ def _schedule(sch: s_tir.Schedule, total: Any, out: Any, product: Product, cut: 
     sch.reorder(warp, lane, each)
     sch.bind(warp, "threadIdx.y")
     sch.bind(lane, "threadIdx.x")
-    sch.decompose_reduction(total, sch.get_loops(total)[4])
+    part = sch.get_loops(total)[4]
+    sch.decompose_reduction(total, part)
+    if cut.row_groups * cut.rows == 1:
+        sch.blockize(part)  # a block of its own takes the test out of the loop, whose loads then run ahead
 
 
 def _accumulate(sch: s_tir.Schedule, partial: Any, lane: Any, cut: Cut) -> None:
