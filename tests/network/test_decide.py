@@ -20,6 +20,7 @@ LARGE = ConvWorkload(1, 64, 14, 14, 64, 3, 3, padding=(1, 1, 1, 1))
 POINTWISE = ConvWorkload(1, 16, 14, 14, 32, 1, 1)
 DEPTHWISE = ConvWorkload(1, 64, 14, 14, 64, 3, 3, groups=64)
 ONE_PIXEL = ConvWorkload(1, 512, 1, 1, 128, 1, 1)
+FEW_PIXELS = ConvWorkload(1, 512, 2, 3, 128, 1, 1)
 SMALL_BATCH = ConvWorkload(8, 512, 1, 1, 128, 1, 1)
 
 
@@ -41,8 +42,11 @@ def layer(workload: ConvWorkload | None, density: float, reason: str = "") -> Co
         (POINTWISE, 0.1, "auto", "sparse", True, "90% zeros: 2.2x faster than dense, by estimate"),
         (POINTWISE, 0.6, "auto", "dense", True, "40% zeros are too few"),
         (DEPTHWISE, 0.3, "auto", "dense", False, "depthwise: too few weights per channel"),
-        (ONE_PIXEL, 0.1, "auto", "dense", False, "only 1 output pixels"),
-        (SMALL_BATCH, 0.1, "auto", "sparse", True, "90% zeros: 4.8x faster than dense, by estimate"),
+        (ONE_PIXEL, 0.1, "auto", "sparse", True, "90% zeros, of weights that each image uses once"),
+        (ONE_PIXEL, 0.3, "auto", "dense", False, "70% zeros, of weights that each image uses once, are too few"),
+        (FEW_PIXELS, 0.1, "auto", "dense", False, "only 6 output pixels"),
+        (SMALL_BATCH, 0.1, "auto", "dense", False, "90% zeros, of weights that each image uses once, are too few"),
+        (SMALL_BATCH, 0.02, "auto", "sparse", True, "98% zeros, of weights that each image uses once"),
         (LARGE, 1.0, "always", "sparse", True, "asked for"),
         (DEPTHWISE, 1.0, "always", "sparse", True, "asked for"),
         (ONE_PIXEL, 1.0, "always", "sparse", True, "asked for"),
@@ -54,6 +58,11 @@ def layer(workload: ConvWorkload | None, density: float, reason: str = "") -> Co
 def test_decision(workload: ConvWorkload, density: float, mode: str, kind: str, direct: bool, reason: str) -> None:
     decision = decide(layer(workload, density), mode)
     assert (decision.kind, decision.direct, decision.reason) == (kind, direct, reason)
+
+
+def test_a_gpu_has_a_template_for_one_pixel() -> None:
+    for workload in (ONE_PIXEL, SMALL_BATCH):
+        assert [decide(layer(workload, density), "auto", gpu=True).direct for density in (0.5, 0.7)] == [True, False]
 
 
 @pytest.mark.parametrize("mode", ["auto", "always", "never"])

@@ -12,6 +12,7 @@ from tvm.target import Target
 
 from tvm_sparse.network.decide import decide
 from tvm_sparse.network.imported import ImportedModel
+from tvm_sparse.network.linear import lower_linear_layers
 from tvm_sparse.network.match import match_layers
 from tvm_sparse.network.replace import LayerDecision, replace_layers
 from tvm_sparse.network.response_norm import fuse_response_norms
@@ -47,11 +48,12 @@ def lower_network(
 ) -> tuple[tvm.IRModule, list[LayerDecision]]:
     """A Relax module whose every PrimFunc is scheduled, and how each convolution runs; see `build_network`."""
     layers = merge_siblings(match_layers(model.module["main"], model.convolutions), mode, target, known)
-    decisions = [decide(layer, mode, known) for layer in layers]
+    decisions = [decide(layer, mode, known, target.kind.name == "cuda") for layer in layers]
     with target:
         module, report = replace_layers(
             model.module, layers, decisions, target, lambda fraction: progress("pack and schedule", fraction)
         )
+        module = lower_linear_layers(module)
         progress("schedule dense operators", 0.0)
         if target.kind.name == "cuda":
             module = fuse_response_norms(module)

@@ -8,10 +8,13 @@ from tvm import relax
 from tvm_sparse.network.canonical import canonical_activations
 from tvm_sparse.network.fold import fold_into_convolutions
 from tvm_sparse.network.lift import lift_convolutions
+from tvm_sparse.network.linear import lift_linear_layers
 
 
 def clean_up(module: tvm.IRModule) -> tvm.IRModule:
-    """Fold constants, batch norms, scales and padding; lift 1-D convolutions; canonical activations; no dead code."""
+    """Fold constants, batch norms, scales and padding; lift 1-D convolutions and pruned linear layers; canonical
+    activations; no dead code.
+    """
     fold = relax.transform.FoldConstant()
     tidy = tvm.transform.Sequential(
         [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination(["main"])]
@@ -19,4 +22,5 @@ def clean_up(module: tvm.IRModule) -> tvm.IRModule:
     # dead code hides that a convolution has a single use, and the constants of dead batch norms are slow to fold
     module = fold_into_convolutions(tidy(lift_convolutions(fold(module))))
     module = relax.transform.DecomposeOpsForInference()(tidy(module))
-    return tidy(canonical_activations(tidy(fold(module))))
+    # behind the fold, which has transposed the weights of linear layers, and with each activation in one form
+    return tidy(lift_linear_layers(tidy(canonical_activations(tidy(fold(module))))))

@@ -14,12 +14,15 @@ from tvm_sparse.errors import ModelError, TvmSparseError
 from tvm_sparse.network.cleanup import clean_up
 from tvm_sparse.network.imported import ImportedModel, finite_filters, one_line, output_specs, static_shape
 from tvm_sparse.network.layer_names import NamedFilter, name_convolutions
+from tvm_sparse.network.linear import filter_of, is_pruned
 from tvm_sparse.network.onnx_convert import convert_model, slim_model
 from tvm_sparse.network.onnx_model import graph_inputs, inferred, load_model, pin_inputs, refuse_bad_weights
 from tvm_sparse.network.onnx_padding import explicit_padding
 from tvm_sparse.network.references import OnnxRuntimeReference
 
 _CONV = ("Conv", "ConvTranspose")
+_LINEAR = ("Gemm", "MatMul")
+_NAMED = (*_CONV, *_LINEAR)
 # what onnxslim fuses into a convolution, whose output then carries the name of the last of them
 _FUSED = ("BatchNormalization", "Add", "Mul", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
@@ -100,14 +103,14 @@ def prepared_onnx(
 
 
 def _layer_names(model: onnx.ModelProto) -> dict[str, str]:
-    """The user's name of every convolution, under the name of each tensor that onnxslim may make its output.
+    """The user's name of every layer, under the name of each tensor that onnxslim may make its output.
 
     Tensor names are unique in ONNX and onnxslim keeps them, while it renames the nodes that it fuses.
     """
     names: dict[str, str] = {}
     taken: set[str] = set()
     for node in model.graph.node:
-        if node.op_type in _CONV:
+        if node.op_type in _NAMED:
             name = node.name or node.input[1]
             if name in taken:
                 name = f"{name} ({node.output[0]})"
@@ -124,7 +127,13 @@ def _named_filters(model: onnx.ModelProto, names: Mapping[str, str]) -> list[Nam
     constants = {init.name: init for init in model.graph.initializer}
     found: list[NamedFilter] = []
     for node in model.graph.node:
-        if node.op_type in _CONV and node.input[1] in constants:
-            weight = numpy_helper.to_array(constants[node.input[1]])
-            found.append(NamedFilter(names.get(node.output[0], ""), weight.shape, weight))
+        if node.op_type not in _NAMED or node.input[1] not in constants:
+            continue
+        weight = numpy_helper.to_array(constants[node.input[1]])
+        if node.op_type in _LINEAR:
+            weight = weight.T if any(attr.name == "transB" and attr.i for attr in node.attribute) else weight
+            if not is_pruned(weight):
+                continue
+            weight = filter_of(weight)
+        found.append(NamedFilter(names.get(node.output[0], ""), weight.shape, weight))
     return found

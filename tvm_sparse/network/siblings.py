@@ -26,7 +26,7 @@ def merge_siblings(
     """The layers with siblings merged, each in the place of its first one; `mode` and `known` as for decide()."""
     groups: dict[Any, list[ConvLayer]] = {}
     for layer in layers:
-        key = _key(layer, mode)
+        key = _key(layer, mode, target.kind.name == "cuda")
         groups.setdefault(id(layer) if key is None else key, []).append(layer)
     merged: list[ConvLayer] = []
     for group in groups.values():
@@ -36,12 +36,12 @@ def merge_siblings(
     return merged
 
 
-def _key(layer: ConvLayer, mode: str) -> Any:
+def _key(layer: ConvLayer, mode: str, gpu: bool) -> Any:
     """What siblings have in common; None where a layer has none."""
     workload = layer.workload
     if workload is None or workload.groups > 1 or workload.epilogue.residual:
         return None
-    decision = decide(layer, mode)
+    decision = decide(layer, mode, gpu=gpu)
     if not decision.direct:
         return None
     alike = replace(workload, k=1, epilogue=replace(workload.epilogue, bias=False))

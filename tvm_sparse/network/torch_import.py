@@ -25,6 +25,7 @@ from tvm_sparse.network.imported import (
     times,
 )
 from tvm_sparse.network.layer_names import NamedFilter, name_convolutions
+from tvm_sparse.network.linear import filter_of, is_pruned
 from tvm_sparse.network.references import TorchReference
 from tvm_sparse.network.shapes import pin_shapes
 
@@ -218,20 +219,29 @@ def _pin(
 
 
 def _named_filters(program: torch.export.ExportedProgram) -> list[NamedFilter]:
-    """The convolutions of a program by the path of their module: where in the model the parameter lives."""
+    """The layers of a program by the path of their module: where in the model the parameter lives."""
     import torch
 
     signature = program.graph_signature
     paths = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     found: list[NamedFilter] = []
+    places = {torch.ops.aten.convolution.default: 1, torch.ops.aten.addmm.default: 2, torch.ops.aten.mm.default: 1}
     for node in program.graph.nodes:
-        if node.op != "call_function" or node.target is not torch.ops.aten.convolution.default:
+        if node.op != "call_function" or node.target not in places:
             continue
-        weight = node.args[1]
+        linear = node.target is not torch.ops.aten.convolution.default
+        weight = node.args[places[node.target]]
+        if linear and (weight.op != "call_function" or weight.target is not torch.ops.aten.permute.default):
+            continue
+        weight = weight.args[0] if linear else weight
         shape = tuple(int(size) for size in weight.meta["val"].shape)
         values: np.ndarray[Any, Any] | None = None
         if weight.name in signature.inputs_to_parameters:
             values = program.state_dict[paths[weight.name]].detach().numpy()
+        if linear:
+            if values is None or not is_pruned(values):
+                continue
+            shape, values = (*shape, 1, 1), filter_of(values.T)
         # a pruning mask or a reparametrisation stands between the parameter and the convolution
         while weight.op != "placeholder" and weight.all_input_nodes:
             weight = next((n for n in weight.all_input_nodes if "mask" not in n.name), weight.all_input_nodes[0])

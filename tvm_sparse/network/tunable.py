@@ -34,7 +34,7 @@ def tunable_layers(models: Iterable[ImportedModel], target: Target, patterns: It
         for layer in merge_siblings(match_layers(model.module["main"], model.convolutions), "auto", target):
             own = [layer.name, *(part.name for part in layer.merged)]
             names += own
-            decision = decide(layer, "auto")
+            decision = decide(layer, "auto", gpu=target.kind.name == "cuda")
             if layer.workload is None or not decision.direct or not any(_fits(name, wanted) for name in own):
                 continue
             name = layer.name if len(models) == 1 else f"{model.name}:{layer.name}"
