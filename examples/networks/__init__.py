@@ -18,11 +18,13 @@ _NETWORKS = {
 NAMES = tuple(_NETWORKS)
 
 
-def build(name: str, *, batch: int = 1, sparsity: float = 0.9, seed: int = 0) -> onnx.ModelProto:
+def build(
+    name: str, *, batch: int = 1, sparsity: float = 0.9, seed: int = 0, linear_sparsity: float = 0.0
+) -> onnx.ModelProto:
     """Build a network with input (batch, 3, h, w) and output "logits" (batch, 1000).
 
-    Every convolution but the first is pruned; linear layers stay dense. The same arguments give the same bytes
-    with the same numpy.
+    Every convolution but the first is pruned; linear layers stay dense unless `linear_sparsity` says otherwise. The
+    same arguments give the same bytes with the same numpy.
 
     Parameters
     ----------
@@ -34,6 +36,8 @@ def build(name: str, *, batch: int = 1, sparsity: float = 0.9, seed: int = 0) ->
         Share of zeros in each pruned filter, in [0, 1).
     seed : int
         Seed of all weights, at least 0.
+    linear_sparsity : float
+        Share of zeros in the weight of every linear layer, in [0, 1).
 
     Raises
     ------
@@ -44,10 +48,12 @@ def build(name: str, *, batch: int = 1, sparsity: float = 0.9, seed: int = 0) ->
         raise InputError(f"no network is called {name!r}; choose one of {', '.join(NAMES)}")
     if batch < 1:
         raise InputError(f"the batch must be at least 1, not {batch}")
-    if not 0 <= sparsity < 1:
-        raise InputError(f"the sparsity must lie in [0, 1), not {sparsity}")
+    for share in (sparsity, linear_sparsity):
+        if not 0 <= share < 1:
+            raise InputError(f"the sparsity must lie in [0, 1), not {share}")
     if seed < 0:
         raise InputError(f"the seed must be at least 0, not {seed}")
     layers, image = _NETWORKS[name]
-    graph = SeededGraph(name, (batch, 3, image, image), sparsity=sparsity, seed=seed)
+    shape = (batch, 3, image, image)
+    graph = SeededGraph(name, shape, sparsity=sparsity, seed=seed, linear_sparsity=linear_sparsity)
     return graph.model(layers(graph))

@@ -19,11 +19,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("-o", "--output", type=Path, required=True, help="the ONNX file to write")
     parser.add_argument("--sparsity", type=float, default=0.9, help="of every convolution but the first (default 0.9)")
+    parser.add_argument("--linear-sparsity", type=float, default=0.0, help="of every linear layer (default 0: dense)")
     parser.add_argument("--batch", type=int, default=1, help="batch size (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
     options = parser.parse_args(arguments)
     try:
-        model = build(options.name, batch=options.batch, sparsity=options.sparsity, seed=options.seed)
+        model = build(
+            options.name,
+            batch=options.batch,
+            sparsity=options.sparsity,
+            seed=options.seed,
+            linear_sparsity=options.linear_sparsity,
+        )
         options.output.write_bytes(model.SerializeToString())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

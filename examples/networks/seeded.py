@@ -25,11 +25,22 @@ class SeededGraph(OnnxGraph):
         Share of zeros in the filter of every convolution but the first.
     seed : int
         Seed of all weights.
+    linear_sparsity : float
+        Share of zeros in the weight of every linear layer.
     """
 
-    def __init__(self, name: str, input_shape: tuple[int, int, int, int], *, sparsity: float, seed: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        input_shape: tuple[int, int, int, int],
+        *,
+        sparsity: float,
+        seed: int,
+        linear_sparsity: float = 0.0,
+    ) -> None:
         super().__init__(name, input_shape)
         self._sparsity = sparsity
+        self._linear_sparsity = linear_sparsity
         self._seed = seed
 
     def seeded_conv(
@@ -63,10 +74,12 @@ class SeededGraph(OnnxGraph):
         return self.batch_norm(name, x, gamma=gamma, beta=beta, mean=mean, variance=variance)
 
     def seeded_linear(self, name: str, x: Tensor, out_features: int) -> Tensor:
-        """Apply a dense, He-normal linear layer."""
+        """Apply a He-normal linear layer, pruned by magnitude to `linear_sparsity`."""
         draw = self._generator(name)
-        weight = _he_scaled(draw.standard_normal((out_features, x.channels), dtype=np.float32), gain=2)
-        return self.linear(name, x, weight, _small(draw, out_features))
+        weight = draw.standard_normal((out_features, x.channels), dtype=np.float32)
+        if self._linear_sparsity:
+            weight *= magnitude_mask(weight, self._linear_sparsity)
+        return self.linear(name, x, _he_scaled(weight, gain=2), _small(draw, out_features))
 
     def _generator(self, name: str) -> np.random.Generator:
         return np.random.default_rng([self._seed, zlib.crc32(name.encode())])

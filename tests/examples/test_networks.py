@@ -149,6 +149,12 @@ def test_same_seed_same_bytes() -> None:
     assert once != other
 
 
+def test_linear_layers_are_pruned_on_demand() -> None:
+    model = build("mobilenetv1", linear_sparsity=0.9)
+    (weight,) = (numpy_helper.to_array(init) for init in model.graph.initializer if len(init.dims) == 2)
+    assert np.count_nonzero(weight) == round(0.1 * weight.size)
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 0.999])
 def test_extreme_sparsities(sparsity: float) -> None:
     model = build("mobilenetv1", sparsity=sparsity, batch=2)
@@ -167,6 +173,7 @@ def test_extreme_sparsities(sparsity: float) -> None:
         ({"name": "resnet50", "batch": 0}, "batch"),
         ({"name": "resnet50", "sparsity": 1.0}, "sparsity"),
         ({"name": "resnet50", "sparsity": float("nan")}, "sparsity"),
+        ({"name": "alexnet", "linear_sparsity": -0.1}, "sparsity"),
         ({"name": "resnet50", "seed": -1}, "seed"),
     ],
 )
@@ -179,8 +186,12 @@ def test_bad_arguments(arguments: dict, message: str) -> None:
 def test_command_line_writes_what_build_returns(command: list[str], tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     options = ["mobilenetv1", "-o", str(path), "--sparsity", "0.5", "--batch", "3", "--seed", "7"]
+    options += ["--linear-sparsity", "0.5"]
     subprocess.run([sys.executable, *command, *options], cwd=ROOT, check=True, timeout=120)
-    assert path.read_bytes() == build("mobilenetv1", sparsity=0.5, batch=3, seed=7).SerializeToString()
+    assert (
+        path.read_bytes()
+        == build("mobilenetv1", sparsity=0.5, batch=3, seed=7, linear_sparsity=0.5).SerializeToString()
+    )
 
 
 def test_command_line_reports_bad_input_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
