@@ -107,6 +107,7 @@ def compile(
     shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int | None = None,
     log: str | Path | None = SHIPPED,
+    cuda_graph: bool = True,
     verify: bool = True,
     tolerance: float = 1e-4,
     progress: Callable[[str, float], None] | None = None,
@@ -124,6 +125,8 @@ def compile(
     threads : CPU threads that the work is cut for (default: those this process may use)
     log : records of tune() to choose kernels by: a folder or file, by default those that come with this package; None
         takes no records
+    cuda_graph : CUDA: capture the kernels in a graph when the library is loaded, so that a call costs hardly any work
+        of the host; without it every kernel is launched by itself
     verify : compare with the original framework on a random input; not possible for a target this machine cannot run
     tolerance : largest relative error (L2, per output) that verification lets pass
     progress : called with the stage and its finished fraction
@@ -161,12 +164,12 @@ def compile(
             build = stack.enter_context(cuda_build(arch or "", target=made))
             archs = build.archs
         if sizes is None:
-            built = build_network(imported[0], made, sparse, tell, known)
+            built = build_network(imported[0], made, sparse, tell, known, cuda_graph)
         else:
-            built = build_batches(imported, sizes, made, sparse, tell, known)
+            built = build_batches(imported, sizes, made, sparse, tell, known, cuda_graph)
         if target == "cuda":
             check_cuda_modules(built.executable, build)
-    network = CompiledNetwork(built, _metadata(imported[-1], built, made, archs, sizes))
+    network = CompiledNetwork(built, _metadata(imported[-1], built, made, archs, sizes, cuda_graph))
     if verify and imported[0].reference is not None and _runs_here(target, mcpu):
         tell("verify", 0.0)
         network.verification = _compare(imported, network, sizes, tolerance)
@@ -328,6 +331,7 @@ def _metadata(
     target: Any,
     archs: Sequence[str] | None,
     sizes: BatchSizes | None,
+    cuda_graph: bool,
 ) -> Metadata:
     """Metadata of what was built from a model, imported with the largest batch."""
     from tvm_sparse.deploy import make_metadata
@@ -340,6 +344,7 @@ def _metadata(
         target=target,
         archs=archs,
         batch=sizes,
+        cuda_graph=cuda_graph and archs is not None,
         layers=[asdict(layer) for layer in built.layers],
         dense_bytes=sum(layer.dense_bytes for layer in layers),
         sparse_bytes=sum(layer.packed_bytes for layer in layers),

@@ -83,6 +83,7 @@ def test_every_key_is_needed(key):
         ("inputs", [{"shape": [1], "dtype": "float32"}]),
         ("outputs", "none"),
         ("archs", "sm_90"),
+        ("cuda_graph", 1),
         ("dense_bytes", True),
         ("sparse_bytes", -1),
         ("layers", [1]),

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.deploy.conftest import compile_two_outputs
-from tvm_sparse.deploy import export_library, load, runtime
+from tvm_sparse.deploy import export_library, load, requirements
 from tvm_sparse.deploy.machine import usable_cpus
 from tvm_sparse.deploy.metadata import Metadata
 from tvm_sparse.errors import InputError, LibraryError
@@ -216,7 +216,7 @@ def test_impossible_devices_are_refused(library, device, message):
 
 
 def test_a_cpu_without_the_features_is_refused(library, monkeypatch):
-    monkeypatch.setattr(runtime, "cpu_features", lambda: frozenset({"sse4_1"}))
+    monkeypatch.setattr(requirements, "cpu_features", lambda: frozenset({"sse4_1"}))
     with pytest.raises(LibraryError, match=r"net\.so: was compiled for .*lacks .*: compile it for this machine"):
         load(library)
 
@@ -242,12 +242,12 @@ def test_another_kind_of_cpu_is_refused(compiled, tmp_path):
 )
 def test_the_gpu_must_fit(compiled, monkeypatch, archs, capabilities, index, error, message):
     metadata = dataclasses.replace(compiled.metadata, target="cuda", archs=archs)
-    monkeypatch.setattr(runtime, "device_capabilities", lambda: capabilities)
+    monkeypatch.setattr(requirements, "device_capabilities", lambda: capabilities)
     if error is None:
-        runtime._check_gpu(Path("net.so"), metadata, index)
+        requirements._check_gpu(Path("net.so"), metadata, index)
         return
     with pytest.raises(error, match=message):
-        runtime._check_gpu(Path("net.so"), metadata, index)
+        requirements._check_gpu(Path("net.so"), metadata, index)
 
 
 def _run(code, *arguments, **variables):

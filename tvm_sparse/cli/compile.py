@@ -51,6 +51,9 @@ def command(
     log: Annotated[
         str, typer.Option(metavar="DIR", help="Tuning log to choose kernels by: a folder or file, `shipped` or `none`.")
     ] = "shipped",
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph/--no-cuda-graph", help="Capture a GPU's kernels in one launch.")
+    ] = True,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the result with a reference before writing.")
     ] = True,
@@ -74,6 +77,7 @@ def command(
             shapes=shapes,
             threads=threads,
             log=None if log == "none" else log,
+            cuda_graph=cuda_graph,
             verify=verify,
             progress=report_progress,
         )

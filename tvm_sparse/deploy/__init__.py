@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tvm_sparse.deploy.library import ExportReport, export_library, make_metadata
     from tvm_sparse.deploy.metadata import BatchSizes, Metadata, TensorSpec
     from tvm_sparse.deploy.parallel import DataParallel, serve
+    from tvm_sparse.deploy.profiling import KernelTime, Profile, profile
     from tvm_sparse.deploy.rates import DeviceRate, Throughput, throughput
     from tvm_sparse.deploy.runtime import Network, load
     from tvm_sparse.deploy.timing import BenchResult, bench
@@ -21,8 +22,10 @@ _HOMES = {
     "DataParallel": "parallel",
     "DeviceRate": "rates",
     "ExportReport": "library",
+    "KernelTime": "profiling",
     "Metadata": "metadata",
     "Network": "runtime",
+    "Profile": "profiling",
     "TensorSpec": "metadata",
     "Throughput": "rates",
     "bench": "timing",
@@ -30,6 +33,7 @@ _HOMES = {
     "export_library": "library",
     "load": "runtime",
     "make_metadata": "library",
+    "profile": "profiling",
     "read_metadata": "trailer",
     "serve": "parallel",
     "throughput": "rates",
@@ -41,8 +45,10 @@ __all__ = [
     "DataParallel",
     "DeviceRate",
     "ExportReport",
+    "KernelTime",
     "Metadata",
     "Network",
+    "Profile",
     "TensorSpec",
     "Throughput",
     "bench",
@@ -50,6 +56,7 @@ __all__ = [
     "export_library",
     "load",
     "make_metadata",
+    "profile",
     "read_metadata",
     "serve",
     "throughput",

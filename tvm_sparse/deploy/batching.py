@@ -125,6 +125,12 @@ def specs_for(metadata: Metadata, batch: int | None) -> tuple[TensorSpec, ...]:
     return tuple(resized(spec, batch) if spec.name in follows else spec for spec in metadata.inputs)
 
 
+def outputs_for(metadata: Metadata, batch: int | None) -> tuple[TensorSpec, ...]:
+    """The outputs of a library with a batch, by default the largest."""
+    outputs = metadata.outputs
+    return outputs if batch is None else tuple(resized(spec, batch) for spec in outputs)
+
+
 def check_batch(sizes: BatchSizes, n: int, what: str) -> None:
     """Refuse a batch that is not served.
 

@@ -73,6 +73,7 @@ def make_metadata(
     outputs: Iterable[Any],
     target: Any,
     archs: Sequence[str] | None = None,
+    cuda_graph: bool = False,
     batch: BatchSizes | None = None,
     layers: Sequence[Mapping[str, Any]] = (),
     dense_bytes: int = 0,
@@ -88,6 +89,8 @@ def make_metadata(
         Kind llvm, or cuda with an llvm host. Of its CPU code the needed features are asked from LLVM.
     archs
         CUDA: those compiled for; by default the target's own.
+    cuda_graph
+        CUDA: whether the code was generated for one.
     batch
         The batch sizes served, where `inputs` and `outputs` are only the largest.
     """
@@ -106,6 +109,7 @@ def make_metadata(
         mcpu=str(host.attrs.get("mcpu") or ""),
         cpu_features=cpuinfo_names(str(feature) for feature in codegen.llvm_get_cpu_features(host)),
         archs=tuple(archs or ()),
+        cuda_graph=cuda_graph,
         versions=_versions(),
         batch=batch,
         layers=tuple(map(dict, layers)),

@@ -67,6 +67,8 @@ class Metadata:
         What that code needs, as /proc/cpuinfo names it.
     archs
         CUDA: the archs it holds machine code for, like "sm_90".
+    cuda_graph
+        CUDA: whether the kernels are captured in a CUDA graph.
     versions
         Of the packages that compiled it.
     batch
@@ -87,6 +89,7 @@ class Metadata:
     mcpu: str = ""
     cpu_features: tuple[str, ...] = ()
     archs: tuple[str, ...] = ()
+    cuda_graph: bool = False
     versions: dict[str, str] = field(default_factory=dict)
     batch: BatchSizes | None = None
     layers: tuple[dict[str, Any], ...] = ()
@@ -148,6 +151,12 @@ def _count(value: Any) -> int:
     return value
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
 def _texts(value: Any) -> tuple[str, ...]:
     return tuple(_text(item) for item in _list(value))
 
@@ -189,6 +198,7 @@ _READERS: dict[str, Any] = {
     "mcpu": _text,
     "cpu_features": _texts,
     "archs": _texts,
+    "cuda_graph": _flag,
     "versions": lambda value: {key: _text(item) for key, item in _dict(value).items()},
     "batch": _batch,
     "layers": lambda value: tuple(map(_dict, _list(value))),

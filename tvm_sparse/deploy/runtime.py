@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import platform
-import re
 import threading
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from tvm_sparse.cuda.archs import runs_on
-from tvm_sparse.cuda.paths import device_capabilities
 from tvm_sparse.deploy import tensors
-from tvm_sparse.deploy.batching import Batching, bucket_for, specs_for
-from tvm_sparse.deploy.machine import cpu_features
+from tvm_sparse.deploy.batching import Batching, bucket_for, outputs_for, specs_for
+from tvm_sparse.deploy.cuda_calls import CudaCalls
 from tvm_sparse.deploy.metadata import Metadata, TensorSpec
 from tvm_sparse.deploy.native import load_module, load_runtime
+from tvm_sparse.deploy.requirements import check_machine, place_for
 from tvm_sparse.deploy.threads import ThreadPool
 from tvm_sparse.deploy.trailer import read_metadata
-from tvm_sparse.errors import InputError, LibraryError
+from tvm_sparse.errors import LibraryError
 
 _POOLED_ALLOCATOR = 2
 _CPU = 1
@@ -48,16 +46,14 @@ def load(path: str | Path, *, device: str | None = None, threads: int | None = N
     """
     path = Path(path).absolute()
     metadata = read_metadata(path)
-    kind, index = _parse_device(device, metadata)
-    _check_cpu(path, metadata)
-    if kind == "cuda":
-        _check_gpu(path, metadata, index)
+    kind, index = place_for(device, metadata)
+    check_machine(path, metadata, index)
     tvm_ffi = load_runtime(path, cuda=kind == "cuda")
     pool = ThreadPool(tvm_ffi, threads) if kind == "cpu" else None
-    machine = load_module(tvm_ffi, path)["vm_load_executable"]()
-    where = [tensors.DEVICE_TYPES[kind], index, _POOLED_ALLOCATOR]
-    machine["vm_initialization"](*where, *([_CPU, 0, _POOLED_ALLOCATOR] if kind == "cuda" else []))
-    return Network(path, metadata, tvm_ffi, machine, (kind, index), pool)
+    machine = _start(tvm_ffi, path, kind, index)
+    network = Network(path, metadata, tvm_ffi, machine, (kind, index), pool)
+    network.prepare()
+    return network
 
 
 class Network:
@@ -84,13 +80,18 @@ class Network:
         self.device = device[0] if device[0] == "cpu" else f"{device[0]}:{device[1]}"
         self._tvm_ffi = tvm_ffi
         self._machine = machine  # owns the memory pools of its functions
-        self._main = machine["main"]
         sizes = metadata.batch
         self._batching = Batching(tvm_ffi, metadata, sizes, device) if sizes else None
-        self._by_bucket = {bucket: machine[sizes.function(bucket)] for bucket in sizes.buckets} if sizes else {}
+        # By bucket; a library of one batch size has the bucket None.
+        self._names = {bucket: sizes.function(bucket) for bucket in sizes.buckets} if sizes else {None: "main"}
+        self._functions = {bucket: machine[name] for bucket, name in self._names.items()}
+        self._outputs = {bucket: outputs_for(metadata, bucket) for bucket in self._names}
         self._place = device
         self._pool = pool
+        self._gpu = CudaCalls(tvm_ffi, device[1], metadata.cuda_graph) if device[0] == "cuda" else None
         self._lock = threading.Lock()
+        if self._gpu:
+            weakref.finalize(self, self._gpu.finish).atexit = False  # its memory goes back to a pool
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -101,6 +102,11 @@ class Network:
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Name, shape and dtype of every output, in order; with the largest batch where it serves several."""
         return self.metadata.outputs
+
+    @property
+    def index(self) -> int:
+        """Of the GPU; 0 on a CPU."""
+        return self._place[1]
 
     @property
     def threads(self) -> int | None:
@@ -152,7 +158,7 @@ class Network:
         values = tensors.in_order(self.inputs, inputs, named)
         framework = tensors.framework(values)
         with self._torch_stream(framework):
-            results = self._run(values)
+            results = self._run(values, framework)
             converted = tuple(self._convert(result, values, framework) for result in results)
         return converted[0] if len(converted) == 1 else converted
 
@@ -164,8 +170,8 @@ class Network:
         InputError
             As for a call.
         """
-        results = self._run(tensors.in_order(self.inputs, (), inputs))
-        arrays = (tensors.to_numpy(self._tvm_ffi, result) for result in results)
+        results = self._run(tensors.in_order(self.inputs, (), inputs), "numpy")
+        arrays = (self._to_numpy(result) for result in results)
         return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}
 
     def to_device(self, values: Sequence[Any]) -> list[Any]:
@@ -185,79 +191,120 @@ class Network:
             for spec, value in zip(self.inputs, values, strict=True)
         ]
 
-    def invoke(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        """Run on tensors that `to_device` made. On a GPU this returns before the work is done; see `synchronize`."""
+    def invoke(self, inputs: Sequence[Any], outputs: Sequence[Any] | None = None) -> tuple[Any, ...]:
+        """Run on tensors that `to_device` made. On a GPU this returns before the work is done; see `synchronize`.
+
+        A GPU's results are written into `outputs`, or into tensors made for it, which takes time; see `new_outputs`.
+        """
+        function = self._functions[self._bucket(inputs)]
+        if self._gpu:
+            results = tuple(self.new_outputs(inputs) if outputs is None else outputs)
+            self._gpu(function, inputs, results)
+            return results
         with self._lock:
             if self._pool:
                 self._pool.use()
-            main = self._by_bucket[self._batching.bucket_of(inputs)] if self._batching else self._main
-            result = main(*inputs)
+            result = function(*inputs)
         return (result,) if isinstance(result, self._tvm_ffi.Tensor) else tuple(result)
+
+    def new_outputs(self, inputs: Sequence[Any]) -> list[Any]:
+        """Tensors on the device for what `invoke` makes of these inputs."""
+        specs = self._outputs[self._bucket(inputs)]
+        return [tensors.allocate(self._tvm_ffi, spec, *self._place) for spec in specs]
+
+    def prepare(self) -> None:
+        """Let a GPU's work be captured; `load` does.
+
+        Raises
+        ------
+        LibraryError
+            It cannot be captured here.
+        """
+        if self._gpu is None:
+            return
+        for bucket, function in self._functions.items():
+            try:
+                self._gpu.capture(function, specs_for(self.metadata, bucket), self._outputs[bucket])
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())
+                hint = "compile it with --no-cuda-graph"
+                raise LibraryError(f"{self.path}: its kernels cannot be captured: {reason}: {hint}") from error
+
+    def run_instrumented(self, inputs: Sequence[Any], instrument: Callable[..., int]) -> None:
+        """Run once, in a machine that was not prepared, as TVM calls `instrument` before and after each function.
+
+        It gets the function, its name, whether this is before the call, the result and the arguments, and returns 0.
+        """
+        machine = _start(self._tvm_ffi, self.path, *self._place)
+        machine["set_instrument"](instrument)
+        function = machine[self._names[self._bucket(inputs)]]
+        if self._gpu:
+            self._gpu(function, inputs, self.new_outputs(inputs))
+            self.synchronize()
+            return
+        with self._lock:
+            if self._pool:
+                self._pool.use()
+            function(*inputs)
+
+    def capturing(self) -> bool:
+        """Whether a GPU's work is being captured at this moment."""
+        return self._gpu is not None and self._gpu.capturing()
 
     def synchronize(self) -> None:
         """Wait until the GPU has done what was asked of it; nothing to wait for on a CPU."""
-        if self._place[0] != "cpu":
-            device = self._tvm_ffi.device(*self._place)
-            self._tvm_ffi.get_global_func("runtime.Device_StreamSync")(device, 0)
+        if self._gpu:
+            self._gpu.synchronize()
 
-    def _run(self, values: Sequence[Any]) -> tuple[Any, ...]:
-        results = self.invoke(self.to_device(values))
+    def _bucket(self, inputs: Sequence[Any]) -> int | None:
+        return self._batching.bucket_of(inputs) if self._batching else None
+
+    def _run(self, values: Sequence[Any], framework: str) -> tuple[Any, ...]:
+        inputs = self.to_device(values)
+        outputs = self._torch_outputs(inputs) if self._gpu and framework == "torch" else None
+        results = self.invoke(inputs, outputs)
         return self._batching.cut(results, values) if self._batching else results
+
+    def _torch_outputs(self, inputs: Sequence[Any]) -> list[Any]:
+        """In torch's memory, which knows its streams."""
+        import torch
+
+        place = torch.device(*self._place)
+        specs = self._outputs[self._bucket(inputs)]
+        made = (torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device=place) for spec in specs)
+        return [self._tvm_ffi.from_dlpack(tensor) for tensor in made]
 
     def _torch_stream(self, framework: str) -> Any:
         """Let TVM use the CUDA stream that torch's caller has chosen."""
-        on_gpu = self._place[0] != "cpu" and framework == "torch"
-        return self._tvm_ffi.use_torch_stream() if on_gpu else contextlib.nullcontext()
+        if self._gpu is None or framework != "torch":
+            return contextlib.nullcontext()
+        import torch
+
+        stream = torch.cuda.current_stream(self._place[1]).cuda_stream
+        return self._tvm_ffi.use_raw_stream(self._tvm_ffi.device(*self._place), stream)
+
+    def _to_numpy(self, result: Any) -> NDArray[Any]:
+        self.synchronize()
+        return tensors.to_numpy(self._tvm_ffi, result)
 
     def _convert(self, result: Any, values: Sequence[Any], framework: str) -> Any:
         if framework == "numpy":
-            return tensors.to_numpy(self._tvm_ffi, result)
+            return self._to_numpy(result)
         if framework == "dlpack":
             return result
         import torch
 
         inputs = [value for value in values if isinstance(value, torch.Tensor)]
         if self._place[0] != "cpu" and not inputs[0].is_cuda:
-            return torch.from_numpy(tensors.to_numpy(self._tvm_ffi, result))
+            return torch.from_numpy(self._to_numpy(result))
         tensor = torch.from_dlpack(result)
         # A network may hand on an input as it came; its caller would then write into both.
         return tensor.clone() if any(value.data_ptr() == tensor.data_ptr() for value in inputs) else tensor
 
 
-def _parse_device(device: str | None, metadata: Metadata) -> tuple[str, int]:
-    kind = "cuda" if metadata.target == "cuda" else "cpu"
-    match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", kind if device is None else device)
-    if match is None:
-        raise InputError(f"device must be cpu, cuda or cuda:N, not {device!r}")
-    if match[1] != kind:
-        raise InputError(f"device {device!r} does not fit: the library was compiled for {kind}")
-    return kind, int(match[2] or 0) if kind == "cuda" else 0
-
-
-def _check_cpu(path: Path, metadata: Metadata) -> None:
-    family = metadata.triple.split("-")[0]
-    here = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
-    if family and family != here:
-        raise LibraryError(f"{path}: was compiled for {family} CPUs, this one is {here}: compile it for this machine")
-    features = cpu_features()
-    missing = [] if features is None else [name for name in metadata.cpu_features if name not in features]
-    if missing:
-        made_for = metadata.mcpu or "another CPU"
-        raise LibraryError(
-            f"{path}: was compiled for {made_for}, this CPU lacks {', '.join(missing)}: compile it for this machine"
-        )
-
-
-def _check_gpu(path: Path, metadata: Metadata, index: int) -> None:
-    archs = ", ".join(metadata.archs)
-    capabilities = device_capabilities()
-    if capabilities is None:
-        raise LibraryError(f"{path}: runs on NVIDIA GPUs ({archs}) and no working driver is here: install the driver")
-    if not capabilities:
-        raise LibraryError(f"{path}: runs on NVIDIA GPUs ({archs}) and the driver shows none")
-    if index >= len(capabilities):
-        raise InputError(f"device cuda:{index} does not exist, there are {len(capabilities)} GPUs")
-    capability = capabilities[index]
-    if not any(runs_on(arch, capability) for arch in metadata.archs):
-        wanted = "sm_{}{}".format(*capability)
-        raise LibraryError(f"{path}: holds code for {archs}, GPU {index} is {wanted}: compile it with --arch {wanted}")
+def _start(tvm_ffi: Any, path: Path, kind: str, index: int) -> Any:
+    """A virtual machine of a library's own, with its constants on the device."""
+    machine = load_module(tvm_ffi, path)["vm_load_executable"]()
+    where = [tensors.DEVICE_TYPES[kind], index, _POOLED_ALLOCATOR]
+    machine["vm_initialization"](*where, *([_CPU, 0, _POOLED_ALLOCATOR] if kind == "cuda" else []))
+    return machine

@@ -107,6 +107,11 @@ def copy_bytes(tvm_ffi: Any, array: NDArray[Any], tensor: Any) -> None:
     tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")(tensor, pointer, array.nbytes)
 
 
+def zeros(tvm_ffi: Any, spec: TensorSpec, kind: str, index: int) -> Any:
+    """A tensor of zeros on the device."""
+    return _from_numpy(tvm_ffi, spec, np.zeros(spec.shape, spec.dtype), kind, index)
+
+
 def to_numpy(tvm_ffi: Any, tensor: Any) -> NDArray[Any]:
     """A copy of a tensor on any device. On a GPU this waits for what computes it."""
     if tensor.device.dlpack_device_type() == DEVICE_TYPES["cpu"]:

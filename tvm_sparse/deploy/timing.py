@@ -76,14 +76,15 @@ def bench(
         raise InputError("bench takes inputs, or the batch of random ones, not both")
     arrays = network.random_inputs(seed, batch) if inputs is None else inputs
     arguments = network.to_device(tensors.in_order(network.inputs, (), arrays))
+    results = network.new_outputs() if network.device != "cpu" else None
     for _ in range(warmup):
-        network.invoke(arguments)
+        network.invoke(arguments, results)
     network.synchronize()
     times_us: list[float] = []
     end = time.perf_counter() + min_time_s
     while len(times_us) < repeats or time.perf_counter() < end:
         start_ns = time.perf_counter_ns()
-        network.invoke(arguments)
+        network.invoke(arguments, results)
         network.synchronize()
         times_us.append((time.perf_counter_ns() - start_ns) / 1000)
     times_us.sort()

@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 from tvm.target import Target
 
+from tvm_sparse.network.capture import outputs_as_parameters
 from tvm_sparse.network.decide import decide
 from tvm_sparse.network.imported import ImportedModel
 from tvm_sparse.network.linear import lower_linear_layers
@@ -17,6 +18,7 @@ from tvm_sparse.network.match import match_layers
 from tvm_sparse.network.replace import LayerDecision, replace_layers
 from tvm_sparse.network.response_norm import fuse_response_norms
 from tvm_sparse.network.siblings import merge_siblings
+from tvm_sparse.network.workspace import lift_workspaces
 from tvm_sparse.schedules.rules import apply_rules
 from tvm_sparse.tuning.lookup import KnownKernels
 
@@ -33,14 +35,19 @@ class BuiltNetwork:
 
 
 def build_network(
-    model: ImportedModel, target: Target, mode: str, progress: Progress, known: KnownKernels | None = None
+    model: ImportedModel,
+    target: Target,
+    mode: str,
+    progress: Progress,
+    known: KnownKernels | None = None,
+    cuda_graph: bool = True,
 ) -> BuiltNetwork:
     """Compile `model` for `target`; `mode` is "auto", "always" or "never", and `known` what was measured: see decide().
 
-    For CUDA the caller holds a tvm_support.cuda_build context.
+    For CUDA the caller holds a tvm_support.cuda_build context; `cuda_graph` captures the kernels in one launch.
     """
     module, report = lower_network(model, target, mode, progress, known)
-    return BuiltNetwork(generate_code(module, target, progress), report)
+    return BuiltNetwork(generate_code(module, target, progress, cuda_graph), report)
 
 
 def lower_network(
@@ -64,6 +71,8 @@ def lower_network(
                 relax.transform.FoldConstant(),
                 relax.transform.FuseOps(),
                 relax.transform.FuseTIR(),
+                # A reshape between two kernels is a view; scheduled, it would be a kernel that copies.
+                relax.transform.RewriteDataflowReshape(),
                 relax.transform.DeadCodeElimination(["main"]),
             ]
         )(module)
@@ -72,10 +81,16 @@ def lower_network(
     return module, report
 
 
-def generate_code(module: tvm.IRModule, target: Target, progress: Progress) -> Any:
-    """The Relax executable of a scheduled module."""
+def generate_code(module: tvm.IRModule, target: Target, progress: Progress, cuda_graph: bool = True) -> Any:
+    """The Relax executable of a scheduled module; on CUDA its "main" takes the outputs behind the inputs."""
     progress("generate code", 0.0)
+    context = tvm.transform.PassContext.current()
+    config = dict(context.config)
     with target:
-        executable = tvm.compile(module, target=target, relax_pipeline="default_build")
+        if target.kind.name == "cuda":
+            module = lift_workspaces(outputs_as_parameters(module, target))
+            config["relax.backend.use_cuda_graph"] = cuda_graph
+        with tvm.transform.PassContext(context.opt_level, config=config):
+            executable = tvm.compile(module, target=target, relax_pipeline="default_build")
     progress("generate code", 1.0)
     return executable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,8 @@ class LayerDecision:
 
     `tuned` is "exact", "nearest" or "default", see Decision, and empty where no template of ours runs the layer.
     `batch` is the batch size it was compiled for, in a network that serves several.
+    `flop` counts the multiplications with nonzeros and their additions. `function` is the compiled one that runs the
+    layer, several layers if they are equal but for their weights; empty where no template of ours does.
     """
 
     name: str
@@ -38,6 +41,8 @@ class LayerDecision:
     knobs: dict[str, int | str]
     dense_bytes: int
     packed_bytes: int
+    flop: int
+    function: str = ""
     batch: int | None = None
 
 
@@ -83,6 +88,7 @@ def replace_layers(
         progress((index + 1) / len(layers))
     mutator = _Replacer(module, kernels)
     mutator.builder_.update_func(module.get_global_var("main"), mutator.visit_expr(module["main"]))
+    report = [replace(line, function=mutator.functions.get(line.name, "")) for line in report]
     module = relax.transform.DeadCodeElimination(["main"])(mutator.builder_.get())
     return module, report
 
@@ -100,7 +106,13 @@ def _line(layer: ConvLayer, decision: Decision, kernel: Kernel | None) -> LayerD
         knobs=kernel.knobs if kernel is not None else {},
         dense_bytes=layer.weight.nbytes,
         packed_bytes=kernel.constants.nbytes if kernel is not None else layer.weight.nbytes,
+        flop=_flop(layer),
     )
+
+
+def _flop(layer: ConvLayer) -> int:
+    shape = static_shape(layer.root)
+    return 2 * int(np.count_nonzero(layer.weight)) * shape[0] * math.prod(shape[2:]) if shape is not None else 0
 
 
 @relax.expr_functor.mutator
@@ -114,6 +126,7 @@ class _Replacer(relax.PyExprMutator):
         self._results: dict[relax.Var, relax.Var] = {}
         #: The values of concats, as far as they are stored.
         self._concats: dict[relax.Var, relax.Var] = {}
+        self.functions: dict[str, str] = {}
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         var = binding.var
@@ -149,6 +162,7 @@ class _Replacer(relax.PyExprMutator):
         plain = len(slices) == 1 and widths == [workload.k]
         func = kernel.func if plain else store_slices(kernel.func, slices, widths)
         function = self.builder_.add_func(func.without_attr("global_symbol"), "direct_conv2d")
+        self.functions[layer.name] = function.name_hint
         types = [relax.TensorType((n, width, p, q), workload.dtype) for width in widths]
         there = [tensor for tensor in tensors if tensor in self._concats]
         if there:

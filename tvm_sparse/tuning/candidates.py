@@ -210,7 +210,7 @@ def _time(module: Any, device: Any, tensors: list[Any], best_us: float) -> tuple
 
 
 def _by_graph(module: Any, tensors: list[Any], best_us: float) -> Sequence[float]:
-    from tvm_sparse.tuning.graph_timer import GraphTimer
+    from tvm_sparse.cuda.graph_timer import GraphTimer
 
     global _timer
     if _timer is None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tvm_sparse.tuning import graph_timer
-from tvm_sparse.tuning.graph_timer import GraphTimer
+from tvm_sparse.cuda import runtime as cuda_runtime
+from tvm_sparse.cuda.graph_timer import GraphTimer
 
 #: Handles are 64 bits wide; every call is written down; launches advance a clock by 2 ms for each captured call.
 SOURCE = r"""
@@ -53,7 +53,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "cudart.c").write_text(SOURCE)
     library = tmp_path / "libcudart.so"
     subprocess.run(["cc", "-w", "-shared", "-fPIC", "-o", str(library), str(tmp_path / "cudart.c")], check=True)
-    monkeypatch.setattr(graph_timer, "load_cudart", lambda: str(library))
+    monkeypatch.setattr(cuda_runtime, "load_cudart", lambda: str(library))
     loaded = ctypes.CDLL(str(library))
     loaded.read_journal.restype = ctypes.c_char_p
     loaded.note_call.argtypes = [ctypes.c_long]
@@ -102,6 +102,6 @@ def test_a_call_that_cannot_be_captured_is_an_error(runtime: Any) -> None:
 
 
 def test_no_runtime_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph_timer, "load_cudart", lambda: None)
+    monkeypatch.setattr(cuda_runtime, "load_cudart", lambda: None)
     with pytest.raises(RuntimeError, match="no CUDA runtime"):
         GraphTimer(0)

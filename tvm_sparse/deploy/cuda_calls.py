@@ -1,0 +1,114 @@
+"""Calls of a CUDA library: its outputs are given to it, and one call works on its memory after the other.
+
+A library's kernels lie in a CUDA graph over memory that belongs to the loaded network. TVM captures it at the first
+call and in CUDA's global mode, in which other threads must not allocate or use the default stream meanwhile. So the
+capture happens while the library is loaded, and no call of this module runs beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from tvm_sparse.cuda.runtime import CudaRuntime, StreamOrder
+from tvm_sparse.deploy import tensors
+from tvm_sparse.deploy.metadata import TensorSpec
+
+_ATTEMPTS = 3
+_enqueue = threading.Lock()
+_pool_orders: dict[int, StreamOrder] = {}  # by device: libraries without a graph work on memory of one pool
+
+
+class CudaCalls:
+    """Launches functions of a library on one GPU.
+
+    Parameters
+    ----------
+    index
+        Of the GPU.
+    captured
+        Whether the kernels lie in a CUDA graph. Without one, a call's memory comes from a pool that all networks share.
+    """
+
+    def __init__(self, tvm_ffi: Any, index: int, captured: bool) -> None:
+        self._cuda = CudaRuntime()
+        self._tvm_ffi, self._index = tvm_ffi, index
+        self._device = tvm_ffi.device("cuda", index)
+        self._captured = captured
+        with _enqueue, self._on_device():
+            self._order = StreamOrder(self._cuda) if captured else self._shared_order()
+
+    def __call__(self, function: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Launch `function` on TVM's current stream; this returns before the work is done."""
+        with _enqueue, self._on_device():
+            stream = self.stream()
+            self._order.begin(stream)
+            function(*inputs, *outputs)
+            self._order.end(stream)
+
+    def capture(
+        self, function: Callable[..., Any], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> None:
+        """Let TVM capture a function's graph, on inputs of zeros.
+
+        Raises
+        ------
+        RuntimeError
+            CUDA refuses it, each time.
+        """
+        if not self._captured:
+            return
+        arguments = [tensors.zeros(self._tvm_ffi, spec, "cuda", self._index) for spec in (*inputs, *outputs)]
+        with _enqueue, self._on_device():
+            for attempt in range(_ATTEMPTS):
+                self._cuda("cudaDeviceSynchronize")  # the memory may have been another network's a moment ago
+                try:
+                    function(*arguments)
+                    self._cuda("cudaDeviceSynchronize")
+                    return
+                except RuntimeError:
+                    if attempt + 1 == _ATTEMPTS:  # else a thread of somebody else may have come in between
+                        raise
+
+    def stream(self) -> int:
+        """TVM's current stream."""
+        current = self._tvm_ffi.get_raw_stream(self._device)
+        return int(getattr(current, "value", current) or 0)
+
+    def capturing(self) -> bool:
+        """Whether TVM's current stream is captured."""
+        status = ctypes.c_int()
+        self._cuda("cudaStreamIsCapturing", ctypes.c_void_p(self.stream()), ctypes.byref(status))
+        return status.value != 0
+
+    def synchronize(self) -> None:
+        """Wait for what was launched on TVM's current stream."""
+        with self._on_device():
+            self._cuda("cudaStreamSynchronize", ctypes.c_void_p(self.stream()))
+
+    def finish(self) -> None:
+        """Wait for everything on the GPU, so that memory can be given back; what fails here has failed before."""
+        with contextlib.suppress(RuntimeError), self._on_device():
+            self._cuda("cudaDeviceSynchronize")
+
+    def _shared_order(self) -> StreamOrder:
+        if self._index not in _pool_orders:
+            _pool_orders[self._index] = StreamOrder(self._cuda)
+        return _pool_orders[self._index]
+
+    @contextlib.contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """CUDA's current device of this thread, which TVM captures and launches graphs on."""
+        before = ctypes.c_int()
+        self._cuda("cudaGetDevice", ctypes.byref(before))
+        if before.value == self._index:
+            yield
+            return
+        self._cuda("cudaSetDevice", self._index)
+        try:
+            yield
+        finally:
+            self._cuda("cudaSetDevice", before.value)

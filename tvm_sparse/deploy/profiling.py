@@ -1,0 +1,175 @@
+"""How long each kernel of a library takes on its device, measured in a run of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm_sparse.cuda.graph_timer import GraphTimer
+from tvm_sparse.cuda.limits import Limits
+from tvm_sparse.deploy import tensors
+from tvm_sparse.deploy.environment import collect_env
+from tvm_sparse.deploy.runtime import Network
+from tvm_sparse.deploy.timing import bench
+
+_LEAST_US = 300.0  # of calls that are timed together
+_MOST_CALLS = 50
+_REPEATS = 5
+_BUILTINS = ("vm.", "ffi.", "runtime.")
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """One function of the network, in the order of the calls.
+
+    Attributes
+    ----------
+    name
+        Of the layer, for a convolution that a template runs; else what the function computes.
+    template, decision, reason
+        From the compile report; empty for what is no convolution of ours.
+    time_us
+        Median of a call among equal ones, which find its inputs in a cache that holds them.
+    share
+        Of the sum of all.
+    bytes
+        Inputs, constants and outputs, each once.
+    flop
+        Of the nonzeros; None where nobody counted.
+    bound_share
+        The least time that device memory and arithmetic allow, as a share of the time; None where they are not known.
+    """
+
+    name: str
+    function: str
+    template: str
+    decision: str
+    reason: str
+    time_us: float
+    share: float
+    bytes: int
+    flop: int | None
+    bound_share: float | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The kernels of a network; `call_us` is the median of a whole call beside it, and `sum_us` what they add up to."""
+
+    model: str
+    device: str
+    threads: int | None
+    call_us: float
+    sum_us: float
+    kernels: tuple[KernelTime, ...]
+    environment: dict[str, Any]
+
+    def to_json(self) -> str:
+        """As one JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+def profile(network: Network, *, seed: int = 0) -> Profile:
+    """Time every kernel by itself, repeated on the same arguments; on a GPU in a CUDA graph of that kernel.
+
+    Parameters
+    ----------
+    seed
+        Of the random inputs.
+    """
+    arguments = network.to_device(tensors.in_order(network.inputs, (), network.random_inputs(seed)))
+    on_gpu = network.device != "cpu"
+    timer = _gpu_timer(network.index) if on_gpu else _cpu_time_us
+    seen: list[tuple[str, int, float]] = []
+
+    def instrument(function: Any, name: str, before: bool, _result: Any, *values: Any) -> int:
+        if before and not name.startswith(_BUILTINS) and not network.capturing():
+            seen.append((name, _bytes(values), timer(lambda: function(*values))))
+        return 0  # and run it
+
+    call_us = bench(network, seed=seed, repeats=20).median_us
+    network.run_instrumented(arguments, instrument)
+    sum_us = sum(time_us for _, _, time_us in seen)
+    limits = Limits.of_gpu(network.index) if on_gpu else None
+    return Profile(
+        model=network.metadata.model,
+        device=network.device,
+        threads=network.threads,
+        call_us=call_us,
+        sum_us=sum_us,
+        kernels=_described(seen, sum_us, network.metadata.layers, limits),
+        environment=collect_env(),
+    )
+
+
+def _described(
+    seen: Sequence[tuple[str, int, float]], sum_us: float, layers: Sequence[dict[str, Any]], limits: Limits | None
+) -> tuple[KernelTime, ...]:
+    """Each kernel with what the compile report says of its layer; layers of one function come in their order."""
+    waiting: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for layer in layers:
+        waiting[layer.get("function", "")].append(layer)
+    described = []
+    for function, moved, time_us in seen:
+        layer = waiting[function].pop(0) if function and waiting[function] else {}
+        flop = layer.get("flop")
+        bound_us = limits.bound_us(moved, flop or 0) if limits else None
+        described.append(
+            KernelTime(
+                name=layer.get("name", readable(function)),
+                function=function,
+                template=layer.get("template", ""),
+                decision=layer.get("decision", ""),
+                reason=layer.get("reason", ""),
+                time_us=time_us,
+                share=time_us / sum_us,
+                bytes=moved,
+                flop=flop,
+                bound_share=bound_us / time_us if bound_us else None,
+            )
+        )
+    return tuple(described)
+
+
+def readable(function: str) -> str:
+    """fused_conv2d_add1_relu3 as "conv2d, add, relu"."""
+    words = function.removeprefix("fused_").replace("tir_", "").split("_")
+    joined: list[str] = []
+    for word in words:
+        stem = word.rstrip("0123456789") if word.rstrip("0123456789")[-2:] not in ("2", "d") else word
+        joined.append(stem or word)
+    return " ".join(joined)
+
+
+def _bytes(values: Sequence[Any]) -> int:
+    sized = [value for value in values if hasattr(value, "shape") and hasattr(value, "dtype")]
+    return sum(math.prod(value.shape) * value.dtype.itemsize for value in sized)
+
+
+def _gpu_timer(index: int) -> Callable[[Callable[[], Any]], float]:
+    timer = GraphTimer(index)
+
+    def time_us(call: Callable[[], Any]) -> float:
+        timer.warm(call)
+        (once,) = timer.calls_us(call, calls=4, repeats=1)
+        calls = min(_MOST_CALLS, max(1, math.ceil(_LEAST_US / once)))
+        return statistics.median(timer.calls_us(call, calls=calls, repeats=_REPEATS))
+
+    return time_us
+
+
+def _cpu_time_us(call: Callable[[], Any]) -> float:
+    call()
+    times: list[float] = []
+    while len(times) < _REPEATS or (sum(times) < _LEAST_US and len(times) < _MOST_CALLS):
+        start_ns = time.perf_counter_ns()
+        call()
+        times.append((time.perf_counter_ns() - start_ns) / 1000)
+    return statistics.median(times)
