@@ -70,9 +70,11 @@ def library(compiled: Compiled, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def cuda_network(target: Any) -> Any:
-    """A Relax executable around the kernel of `scaled_root`; call inside a `cuda_build`."""
-    tvm = import_tvm()
+    """A Relax executable around the kernel of `scaled_root`, as build.generate_code makes it; inside a `cuda_build`."""
+    import_tvm()
     from tvm import relax
+
+    from tvm_sparse.network.build import generate_code
 
     kernel = scaled_root()["main"].without_attr("global_symbol").with_attr("tirx.is_scheduled", True)
     x = relax.Var("x", relax.TensorType((LENGTH,), "float32"))
@@ -83,4 +85,4 @@ def cuda_network(target: Any) -> Any:
             call = relax.call_tir(function, [x], relax.TensorType((LENGTH,), "float32"))
             result = builder.emit_output(builder.emit(call))
         builder.emit_func_output(result)
-    return tvm.compile(builder.get(), target=target)
+    return generate_code(builder.get(), target, lambda stage, fraction: None)

@@ -29,7 +29,7 @@ def test_the_statistics_are_those_of_the_calls(network, monkeypatch):
 def test_calls_are_counted(network, monkeypatch, warmup, repeats):
     calls = []
     invoke = network.invoke
-    monkeypatch.setattr(network, "invoke", lambda inputs: calls.append(1) or invoke(inputs))
+    monkeypatch.setattr(network, "invoke", lambda *tensors: calls.append(1) or invoke(*tensors))
     result = bench(network, warmup=warmup, repeats=repeats)
     assert result.count == repeats and len(calls) == warmup + repeats
     assert 0 < result.min_us <= result.median_us <= result.p95_us and result.threads == network.threads

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import statistics
 import time
 from collections import defaultdict
@@ -139,13 +140,9 @@ def _described(
 
 
 def readable(function: str) -> str:
-    """fused_conv2d_add1_relu3 as "conv2d, add, relu"."""
+    """What a function that TVM named computes: fused_conv2d_add1_relu3 is "conv2d add relu"."""
     words = function.removeprefix("fused_").replace("tir_", "").split("_")
-    joined: list[str] = []
-    for word in words:
-        stem = word.rstrip("0123456789") if word.rstrip("0123456789")[-2:] not in ("2", "d") else word
-        joined.append(stem or word)
-    return " ".join(joined)
+    return " ".join(re.sub(r"(?<=[a-z])\d+$", "", word) for word in words)
 
 
 def _bytes(values: Sequence[Any]) -> int:

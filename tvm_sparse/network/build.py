@@ -21,6 +21,7 @@ from tvm_sparse.network.siblings import merge_siblings
 from tvm_sparse.network.workspace import lift_workspaces
 from tvm_sparse.schedules.rules import apply_rules
 from tvm_sparse.tuning.lookup import KnownKernels
+from tvm_sparse.tvm_support import pass_config
 
 #: Called with the stage's name and the finished fraction of it.
 Progress = Callable[[str, float], None]
@@ -84,13 +85,10 @@ def lower_network(
 def generate_code(module: tvm.IRModule, target: Target, progress: Progress, cuda_graph: bool = True) -> Any:
     """The Relax executable of a scheduled module; on CUDA its "main" takes the outputs behind the inputs."""
     progress("generate code", 0.0)
-    context = tvm.transform.PassContext.current()
-    config = dict(context.config)
-    with target:
-        if target.kind.name == "cuda":
+    on_gpu = target.kind.name == "cuda"
+    with target, pass_config({"relax.backend.use_cuda_graph": on_gpu and cuda_graph}):
+        if on_gpu:
             module = lift_workspaces(outputs_as_parameters(module, target))
-            config["relax.backend.use_cuda_graph"] = cuda_graph
-        with tvm.transform.PassContext(context.opt_level, config=config):
-            executable = tvm.compile(module, target=target, relax_pipeline="default_build")
+        executable = tvm.compile(module, target=target, relax_pipeline="default_build")
     progress("generate code", 1.0)
     return executable

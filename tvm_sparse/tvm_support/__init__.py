@@ -11,6 +11,7 @@ from tvm_sparse.tvm_support.cuda_builds import (
     check_cuda_modules,
     cuda_build,
     cuda_target,
+    pass_config,
 )
 from tvm_sparse.tvm_support.cuda_compilers import CudaCompiler, cuda_compiler
 from tvm_sparse.tvm_support.cuda_runtime import enable_cuda
@@ -27,5 +28,6 @@ __all__ = [
     "cuda_target",
     "enable_cuda",
     "import_tvm",
+    "pass_config",
     "without_tensor_intrinsics",
 ]

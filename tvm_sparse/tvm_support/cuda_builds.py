@@ -6,7 +6,7 @@ TVM takes a list of archs and fails where it cannot compile.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,15 +106,22 @@ def cuda_build(archs: str | Iterable[str], *, target: Any = None, compiler: str 
 
 
 @contextmanager
-def asynchronous_copies() -> Iterator[None]:
-    """A pass context, otherwise as the current one, in which software pipelines copy with cp.async."""
+def pass_config(config: Mapping[str, Any]) -> Iterator[None]:
+    """A pass context with this configuration, otherwise as the current one."""
     import tvm
 
     current = tvm.transform.PassContext.current()
-    config = {**dict(current.config), "tirx.use_async_copy": True}
+    merged = {**dict(current.config), **config}
     with tvm.transform.PassContext(
-        current.opt_level, list(current.required_pass), list(current.disabled_pass), config=config
+        current.opt_level, list(current.required_pass), list(current.disabled_pass), config=merged
     ):
+        yield
+
+
+@contextmanager
+def asynchronous_copies() -> Iterator[None]:
+    """A pass context in which software pipelines copy with cp.async."""
+    with pass_config({"tirx.use_async_copy": True}):
         yield
 
 

@@ -1,0 +1,112 @@
+"""Calls of a CUDA library, on a stand-in for CUDA's runtime: their device, their stream, their order."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tvm_ffi
+
+from tests.stand_in_cudart import install, journal
+from tvm_sparse.deploy import TensorSpec, cuda_calls, tensors
+from tvm_sparse.deploy.cuda_calls import CudaCalls
+
+SPEC = TensorSpec("x", (2, 3), "float32")
+STREAM = 0x7F00000000AA
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(cuda_calls, "_pool_orders", {})
+    monkeypatch.setattr(tensors, "zeros", lambda tvm_ffi, spec, kind, index: (spec.name, kind, index))
+    return install(tmp_path, monkeypatch)
+
+
+def test_a_call_gets_the_outputs_behind_the_inputs(library: Any) -> None:
+    seen = []
+    CudaCalls(tvm_ffi, 0, captured=True)(lambda *tensors: seen.append(tensors), ["a", "b"], ["c"])
+    assert seen == [("a", "b", "c")]
+    assert journal(library) == ["event:2", "record:0"]
+
+
+def test_calls_on_two_streams_are_in_order(library: Any) -> None:
+    calls = CudaCalls(tvm_ffi, 0, captured=True)
+    for stream in (0, STREAM, 0):
+        with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), stream):
+            calls(library.note_call, [stream], [])
+    assert [entry for entry in journal(library) if entry[0] in "cw"] == [
+        "call:0",
+        "wait:7f00000000aa,7b0000000001",
+        "call:7f00000000aa",
+        "wait:0,7b0000000001",
+        "call:0",
+    ]
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_networks_wait_for_each_other_only_where_they_share_memory(library: Any, captured: bool) -> None:
+    one, two = (CudaCalls(tvm_ffi, 0, captured) for _ in range(2))
+    one(lambda: None, [], [])
+    with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), STREAM):
+        two(lambda: None, [], [])
+    assert any(entry.startswith("wait") for entry in journal(library)) == (not captured)
+
+
+def test_the_threads_device_is_as_it_was(library: Any) -> None:
+    calls = CudaCalls(tvm_ffi, 1, captured=True)
+    calls(lambda: library.note_call(0), [], [])
+    assert journal(library) == ["device:1", "event:2", "device:0", "device:1", "call:0", "record:0", "device:0"]
+
+
+def test_a_capture_runs_once_between_two_waits_for_the_gpu(library: Any) -> None:
+    seen = []
+    CudaCalls(tvm_ffi, 0, captured=True).capture(lambda *tensors: seen.append(tensors), [SPEC], [SPEC])
+    assert seen == [(("x", "cuda", 0), ("x", "cuda", 0))]
+    assert journal(library) == ["event:2", "finish", "finish"]
+
+
+def test_what_is_not_captured_does_not_run_beforehand(library: Any) -> None:
+    CudaCalls(tvm_ffi, 0, captured=False).capture(lambda: library.note_call(0), [], [])
+    assert "call:0" not in journal(library)
+
+
+@pytest.mark.parametrize(("failures", "raises"), [(2, False), (3, True)])
+def test_a_disturbed_capture_is_tried_again(library: Any, failures: int, raises: bool) -> None:
+    outcomes = iter([True] * failures + [False])
+
+    def function() -> None:
+        if next(outcomes):
+            raise RuntimeError("operation not permitted")
+
+    calls = CudaCalls(tvm_ffi, 0, captured=True)
+    if raises:
+        with pytest.raises(RuntimeError, match="not permitted"):
+            calls.capture(function, [], [])
+    else:
+        calls.capture(function, [], [])
+    assert journal(library).count("finish") == failures + (not raises) * 2
+
+
+def test_no_call_runs_beside_a_capture(library: Any) -> None:
+    one, two = (CudaCalls(tvm_ffi, 0, captured=True) for _ in range(2))
+    running, overlaps = threading.Event(), []
+
+    def capture() -> None:
+        running.set()
+        overlaps.append(called.wait(0.1))
+
+    called = threading.Event()
+    other = threading.Thread(target=lambda: running.wait() and two(called.set, [], []))
+    other.start()
+    one.capture(capture, [], [])
+    other.join()
+    assert overlaps == [False] and called.is_set()
+
+
+def test_it_says_whether_its_stream_is_captured(library: Any) -> None:
+    calls = CudaCalls(tvm_ffi, 0, captured=True)
+    assert not calls.capturing()
+    library.set_capturing(1)
+    assert calls.capturing()
