@@ -164,7 +164,7 @@ def test_other_calls_refuse_them_too(network: Any, compiled: CompiledNetwork, pa
 def test_bench_times_the_batch_asked_for(network: Any) -> None:
     seen = []
     invoke = network.invoke
-    network.invoke = lambda inputs: seen.append(inputs[0].shape[0]) or invoke(inputs)
+    network.invoke = lambda inputs, *rest: seen.append(inputs[0].shape[0]) or invoke(inputs, *rest)
     try:
         assert tvm_sparse.bench(network, batch=3, warmup=1, repeats=2).batch == 3
         assert tvm_sparse.bench(network, warmup=0, repeats=1).batch is None

@@ -35,7 +35,7 @@ class Conditions:
 
 def measure_case(case: Case, library: Path, conditions: Conditions, tell: Callable[[str], None]) -> Record:
     """Everything about one case, of a library that is compiled."""
-    from tvm_sparse.deploy import load
+    from tvm_sparse.deploy import load, profile
     from tvm_sparse.peers import compare
 
     free_memory()
@@ -55,8 +55,7 @@ def measure_case(case: Case, library: Path, conditions: Conditions, tell: Callab
     record |= {name: _rounded(found[name]) for name in ("rounds", "reference", "relative_error", "ours", "peers")}
     if case.batch <= LARGEST_REFERENCE:
         record["onnxruntime_error"] = _rounded(onnxruntime_error(network, model, conditions))
-    if profile := getattr(network, "profile", None):
-        record["profile"] = _rounded(_plain(profile()))
+    record["profile"] = _rounded(asdict(profile(network, seed=conditions.seed)))
     if conditions.endurance:
         tell(f"{CALLS} calls")
         record["endurance"] = {
@@ -80,10 +79,11 @@ def onnxruntime_error(network: Any, model: Any, conditions: Conditions) -> float
 def leak(network: Any, calls: int) -> Record:
     """Bytes by which a loop of calls makes the process and the device grow, after calls that fill the pools."""
     arguments = network.to_device(list(network.random_inputs().values()))
+    results = network.new_outputs(arguments)
 
     def run(count: int) -> tuple[int, int]:
         for _ in range(count):
-            network.invoke(arguments)
+            network.invoke(arguments, results)
         network.synchronize()
         return _resident_bytes(), _device_bytes(network.device)
 
@@ -157,9 +157,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _plain(rows: Any) -> Any:
-    from dataclasses import is_dataclass
-
-    return [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in rows]

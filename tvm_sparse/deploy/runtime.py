@@ -83,7 +83,9 @@ class Network:
         sizes = metadata.batch
         self._batching = Batching(tvm_ffi, metadata, sizes, device) if sizes else None
         # By bucket; a library of one batch size has the bucket None.
-        self._names = {bucket: sizes.function(bucket) for bucket in sizes.buckets} if sizes else {None: "main"}
+        self._names: dict[int | None, str] = {None: "main"}
+        if sizes:
+            self._names = {bucket: sizes.function(bucket) for bucket in sizes.buckets}
         self._functions = {bucket: machine[name] for bucket, name in self._names.items()}
         self._outputs = {bucket: outputs_for(metadata, bucket) for bucket in self._names}
         self._place = device
@@ -208,7 +210,7 @@ class Network:
         return (result,) if isinstance(result, self._tvm_ffi.Tensor) else tuple(result)
 
     def new_outputs(self, inputs: Sequence[Any]) -> list[Any]:
-        """Tensors on the device for what `invoke` makes of these inputs."""
+        """Tensors on the device for what a GPU's `invoke` makes of these inputs; a CPU makes its own."""
         specs = self._outputs[self._bucket(inputs)]
         return [tensors.allocate(self._tvm_ffi, spec, *self._place) for spec in specs]
 

@@ -45,6 +45,7 @@ def build_batches(
     mode: str,
     progress: Progress,
     known: KnownKernels | None = None,
+    cuda_graph: bool = True,
 ) -> BuiltNetwork:
     """Compile a model, imported once for each bucket, into one executable with a function for each.
 
@@ -60,7 +61,7 @@ def build_batches(
         module, layers = lower_network(model, target, mode, tell, known)
         merged.update(_renamed(module, sizes.function(bucket), f"_batch_{bucket}"))
         report += [replace(layer, batch=bucket) for layer in layers]
-    return BuiltNetwork(generate_code(merged, target, progress), report)
+    return BuiltNetwork(generate_code(merged, target, progress, cuda_graph), report)
 
 
 def _renamed(module: tvm.IRModule, main: str, suffix: str) -> tvm.IRModule:

@@ -134,8 +134,9 @@ def compare(
         else:
             lineup = candidates.onnxruntime_lineup(network, dense, inputs)
         arguments = network.to_device([inputs[spec.name] for spec in network.inputs])
+        results = network.new_outputs(arguments)
         # On a CPU arrays go in and come out, as they do in onnxruntime.
-        ours: Call = (lambda: network.invoke(arguments)) if on_gpu else (lambda: network(**inputs))
+        ours: Call = (lambda: network.invoke(arguments, results)) if on_gpu else (lambda: network(**inputs))
         running = {str(index): c.call for index, c in enumerate(lineup.candidates) if c.call is not None}
         tell(f"{rounds} rounds of {1 + len(running)} candidates")
         timings = interleave({name: sampler(call) for name, call in {_OURS: ours, **running}.items()}, rounds)
