@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_networks.cases import Case
+from benchmarks.gpu_networks.profiles import kept
 from tvm_sparse.oracle import relative_error
 from tvm_sparse.peers.candidates import Compiling
 
@@ -55,7 +56,7 @@ def measure_case(case: Case, library: Path, conditions: Conditions, tell: Callab
     record |= {name: _rounded(found[name]) for name in ("rounds", "reference", "relative_error", "ours", "peers")}
     if case.batch <= LARGEST_REFERENCE:
         record["onnxruntime_error"] = _rounded(onnxruntime_error(network, model, conditions))
-    record["profile"] = _rounded(asdict(profile(network, seed=conditions.seed)))
+    record["profile"] = _rounded(kept(asdict(profile(network, seed=conditions.seed))))
     if conditions.endurance:
         tell(f"{CALLS} calls")
         record["endurance"] = {

@@ -163,7 +163,22 @@ def test_compile(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) 
     calls.answers["compile"] = compile
     output, report = model.with_name("net.so"), model.with_name("report.json")
     options = ["--target", "cuda", "--arch", "sm_80,sm_90", "--sparse", "always", "--batch", "1", "--threads", "2"]
-    assert main(["compile", str(model), "-o", str(output), *options, "--no-verify", "--json", str(report)]) == 0
+    assert (
+        main(
+            [
+                "compile",
+                str(model),
+                "-o",
+                str(output),
+                *options,
+                "--no-cuda-graph",
+                "--no-verify",
+                "--json",
+                str(report),
+            ]
+        )
+        == 0
+    )
     _, args, kwargs = calls.last
     del kwargs["progress"]
     assert args == (model,)
@@ -176,6 +191,7 @@ def test_compile(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) 
         "shapes": None,
         "threads": 2,
         "log": "shipped",
+        "cuda_graph": False,
         "verify": False,
     }
     captured = capsys.readouterr()

@@ -105,10 +105,11 @@ def _device_rate(networks: DataParallel, batch: int | None, seconds: float, seed
 
     def run(network: Network) -> float:
         arguments = network.to_device(list(network.random_inputs(seed, batch).values()))
+        results = network.new_outputs(arguments)
 
         def calls() -> None:
             for _ in range(_CALLS_AHEAD):
-                network.invoke(arguments)
+                network.invoke(arguments, results)
             network.synchronize()
 
         calls()
