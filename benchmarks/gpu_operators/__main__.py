@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
     begin = time.monotonic()
-    arch = options.compile_only or _prepare_torch()
+    arch = options.compile_only or _arch()
     if arch is None:
         print("gpu_operators: no CUDA device", file=sys.stderr)
         return 2
@@ -69,14 +69,12 @@ def main() -> int:
     return 1 if any(word in row.note for row, _ in rows for word in ("WRONG", "FAILED")) else 0
 
 
-def _prepare_torch() -> str | None:
-    """Strict float32 and cuDNN's own choice of kernel; the GPU's arch, or None if there is none."""
+def _arch() -> str | None:
+    """That of the GPU, or None if there is none."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
     return "sm_{}{}".format(*torch.cuda.get_device_capability())
 
 

@@ -80,7 +80,10 @@ def measure(row: Row, operator: Operator, library: str, timer: Timer, device: st
     if cold:
         row.cold_us = timer.time_cold(launch).median_us
     if peers:
-        row.peer_us, row.peer_cold_us = _peer(operator, inputs, weights, timer, cold)
+        from tvm_sparse.peers.torch_forms import precision_flags
+
+        with precision_flags(tf32=False):
+            row.peer_us, row.peer_cold_us = _peer(operator, inputs, weights, timer, cold)
 
 
 def _peer(
