@@ -14,9 +14,10 @@ from tvm.s_tir.dlight import ScheduleRule
 
 from tests.cuda_on_cpu import run
 from tests.schedules.running import GPU
-from tvm_sparse.schedules.rules import schedule_func
+from tvm_sparse.schedules.rules import cuda_window, schedule_func
 from tvm_sparse.schedules.rules.cuda_linear import Linear
 from tvm_sparse.schedules.rules.cuda_row_reduction import RowReduction
+from tvm_sparse.schedules.rules.cuda_short_reduction import ShortReduction
 from tvm_sparse.schedules.rules.cuda_window import WindowRows
 
 needs_gcc = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
@@ -64,11 +65,14 @@ def windows(x: np.ndarray, kernel: int, stride: int, padding: int, fill: float) 
         ((1, 5, 14, 14), 3, 1, 1, 1),
         ((2, 3, 15, 13), 3, 2, 1, 1),
         ((1, 4, 9, 10), 5, 1, 2, 2),
-        ((2, 64, 56, 56), 3, 1, 1, 1),  # several rows a thread
-        ((2, 64, 57, 57), 3, 2, 0, 1),
+        ((2, 3, 17, 17), 3, 2, 0, 1),
     ],
 )
-def test_depthwise(shape: Any, kernel: int, stride: int, padding: int, multiplier: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("enough", [1, cuda_window.ENOUGH_THREADS], ids=["several rows", "one row"])
+def test_depthwise(
+    shape: Any, kernel: int, stride: int, padding: int, multiplier: int, enough: int, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(cuda_window, "ENOUGH_THREADS", enough)
     c = shape[1]
     x, w = te.placeholder(shape, name="x"), te.placeholder((c * multiplier, 1, kernel, kernel), name="w")
     b = te.placeholder((c * multiplier,), name="b")
@@ -83,9 +87,13 @@ def test_depthwise(shape: Any, kernel: int, stride: int, padding: int, multiplie
 @needs_gcc
 @pytest.mark.parametrize(
     ("shape", "kernel", "stride", "padding"),
-    [((1, 3, 14, 14), 3, 1, 1), ((2, 2, 11, 13), 3, 2, 0), ((1, 3, 8, 8), 2, 2, 0), ((2, 64, 57, 57), 3, 2, 1)],
+    [((1, 3, 14, 14), 3, 1, 1), ((2, 2, 11, 13), 3, 2, 0), ((1, 3, 8, 8), 2, 2, 0), ((2, 3, 17, 17), 3, 2, 1)],
 )
-def test_max_pooling(shape: Any, kernel: int, stride: int, padding: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("enough", [1, cuda_window.ENOUGH_THREADS], ids=["several rows", "one row"])
+def test_max_pooling(
+    shape: Any, kernel: int, stride: int, padding: int, enough: int, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(cuda_window, "ENOUGH_THREADS", enough)
     x = te.placeholder(shape, name="x")
     y = topi.nn.pool2d(x, (kernel,) * 2, (stride,) * 2, (1, 1), (padding,) * 4, "max")
     array = data(shape, 3)
@@ -114,6 +122,29 @@ def test_linear(rows: int, k: int, columns: int, tmp_path: Path) -> None:
     found = result(Linear(), [x, w, b, finished(topi.nn.matmul(x, w), b)], arrays, tmp_path)
     expected = arrays[0].astype(np.float64) @ arrays[1].astype(np.float64) + arrays[2]
     np.testing.assert_allclose(found, np.maximum(expected, 0), rtol=1e-5, atol=1e-5)
+
+
+@needs_gcc
+def test_a_short_reduction_is_one_kernel(tmp_path: Path) -> None:
+    x = tensor((2, 6, 5, 4), "x")
+    squares = te.compute(x.shape, lambda *at: x(*at) * x(*at), name="squares")
+    tap = te.reduce_axis((tirx.const(0, "int64"), tirx.const(3, "int64")), name="tap")
+    total = te.compute([2, 4, 5, 4], lambda n, c, h, w: te.sum(squares[n, c + tap, h, w], axis=tap), name="total")
+    array = data((2, 6, 5, 4), 9)
+    found = result(ShortReduction(), [x, finished(total)], [array], tmp_path)
+    expected = sum(array[:, at : at + 4].astype(np.float64) ** 2 for at in range(3))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_what_the_rules_leave_to_others() -> None:
+    x = tensor((2, 40), "x")
+    softmax = te.create_prim_func([x, topi.nn.softmax(x)])
+    relu = te.create_prim_func([x, topi.nn.relu(x)])
+    for rule in (WindowRows(), Linear(), RowReduction(), ShortReduction()):
+        for func in (softmax, relu):
+            assert rule.apply(func, GPU, False) is None, (rule, func)
+    odd = te.create_prim_func([x, w := tensor((40, 10), "w"), topi.nn.matmul(x, w)])
+    assert Linear().apply(odd, GPU, False) is None
 
 
 @needs_gcc

@@ -1,4 +1,4 @@
-"""One scheduled function a CPU rule, as text, for a fixed CPU."""
+"""One scheduled function a rule, as text, for a fixed CPU and a fixed GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tvm import te, tirx, topi
 from tvm.target import Target
 
 from tvm_sparse.schedules.rules import rules_for, schedule_func
+from tvm_sparse.tvm_support import cuda_target
 
 TARGET = Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3", "num-cores": 2})
 
@@ -56,3 +57,20 @@ CASES = [elementwise, depthwise, max_pool, linear, linear_batch, global_average,
 def test_golden(make: Callable[[], tirx.PrimFunc], golden: Callable[[str, str], None]) -> None:
     func = schedule_func(make(), TARGET, rules_for(TARGET))
     golden(f"rules/{make.__name__}.txt", func.script())
+
+
+def gpu_linear() -> tirx.PrimFunc:
+    x, w, b = (te.placeholder([tirx.const(e, "int64") for e in shape]) for shape in ((4, 512), (512, 1000), (1000,)))
+    return te.create_prim_func([x, w, b, topi.add(topi.nn.matmul(x, w), b)])
+
+
+def gpu_global_average() -> tirx.PrimFunc:
+    x = te.placeholder([tirx.const(e, "int64") for e in (1, 512, 7, 7)], name="x")
+    return te.create_prim_func([x, topi.nn.global_pool(x, "avg")])
+
+
+@pytest.mark.parametrize("make", [depthwise, max_pool, gpu_linear, gpu_global_average], ids=lambda make: make.__name__)
+def test_golden_on_a_gpu(make: Callable[[], tirx.PrimFunc], golden: Callable[[str, str], None]) -> None:
+    target = cuda_target("sm_90")
+    func = schedule_func(make(), target, rules_for(target))
+    golden(f"rules/cuda_{make.__name__.removeprefix('gpu_')}.txt", func.script())
