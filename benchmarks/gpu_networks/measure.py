@@ -58,6 +58,7 @@ def measure_case(case: Case, library: Path, conditions: Conditions, tell: Callab
         record["onnxruntime_error"] = _rounded(onnxruntime_error(network, model, conditions))
     record["profile"] = _rounded(kept(asdict(profile(network, seed=conditions.seed))))
     if conditions.endurance:
+        free_memory()
         tell(f"{CALLS} calls")
         record["endurance"] = {
             **leak(network, CALLS),
