@@ -21,6 +21,7 @@ from benchmarks.gpu_layers.report import Report
 from benchmarks.gpu_layers.steps import BLOCKS as GPU_STEPS
 from benchmarks.gpu_networks.report import Report as NetworksReport
 from benchmarks.gpu_networks.tables import BLOCKS as GPU_NETWORKS
+from benchmarks.gpu_operators.tables import BLOCKS as GPU_OPERATORS
 from benchmarks.markdown import NOTHING
 from benchmarks.records import RESULTS
 
@@ -125,6 +126,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "gpu-figures": gpu_figures,
     **GPU_STEPS,
+    **GPU_OPERATORS,
     **{name: partial(_of_gpu_report, block) for name, block in gpu_tables.BLOCKS.items()},
     **{name: partial(_of_networks_report, block) for name, block in GPU_NETWORKS.items()},
 }

@@ -8,7 +8,7 @@ multiply-adds or its compulsory memory traffic would take at least; "k" the numb
 from __future__ import annotations
 
 import argparse
-import json
+import datetime
 import multiprocessing
 import os
 import re
@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.gpu_operators.build import build
 from benchmarks.gpu_operators.cases import OPERATORS
 from benchmarks.gpu_operators.measure import Row, measure
+from benchmarks.gpu_operators.tables import finite
 
 
 def main() -> int:
@@ -65,8 +66,17 @@ def main() -> int:
             Path(path).unlink(missing_ok=True)
             print(row, flush=True)
     if options.json is not None:
-        options.json.write_text(json.dumps([asdict(row) for row, _ in rows], indent=1) + "\n")
+        from benchmarks.records import record
+
+        record(options.json, [finite(asdict(row)) for row, _ in rows], conditions=_conditions())
     return 1 if any(word in row.note for row, _ in rows for word in ("WRONG", "FAILED")) else 0
+
+
+def _conditions() -> dict[str, str]:
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"device": device, "torch": torch.__version__, "date": datetime.date.today().isoformat()}
 
 
 def _arch() -> str | None:
