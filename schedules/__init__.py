@@ -82,6 +82,8 @@ def select(workload: ConvWorkload, density: float, target: Target) -> Template:
         return dense
     pattern, pixels = template("cuda_pattern"), workload.n * workload.p * workload.q
     pays = density <= PATTERN_DENSITY and nonzeros <= PATTERN_NONZEROS and pixels >= PATTERN_PIXELS
+    # What is staged in 16 bits is copied without cp.async and loaded one by one.
+    pays = pays and (workload.dtype == "float32" or workload.pointwise)
     if pays and pattern.applies(workload, target) is None:
         return pattern
     names = {"llvm": ("cpu_vector",), "cuda": ("cuda_pixel", "cuda_pixel_nonzero")}.get(target.kind.name, ())

@@ -96,8 +96,17 @@ class Template(ABC):
     def schedule(self, conv: DirectConv, tiling: Any, knobs: Knobs, target: Target) -> tirx.PrimFunc:
         """Map the expression, over a tiling of this template, to the machine."""
 
-    def kernel(self, workload: ConvWorkload, weight: NDArray, target: Target, knobs: Knobs | None = None) -> Kernel:
+    def kernel(
+        self,
+        workload: ConvWorkload,
+        weight: NDArray,
+        target: Target,
+        knobs: Knobs | None = None,
+        density: float | None = None,
+    ) -> Kernel:
         """Pack `weight` (k, c/groups, r, s) and schedule its convolution; `knobs` complete or None for the default.
+
+        The default is that of `density`, or of the weight's own.
 
         Raises
         ------
@@ -105,7 +114,7 @@ class Template(ABC):
             When the filter is not the workload's, the template does not apply, the filter is too much for it, or a
             knob is missing or unknown.
         """
-        chosen = self.checked_knobs(workload, weight, target, knobs)
+        chosen = self.checked_knobs(workload, weight, target, knobs, density)
         while True:
             try:
                 return self._kernel(workload, weight, target, chosen)
@@ -129,17 +138,22 @@ class Template(ABC):
         return self.finished(workload, chosen, func, constants)
 
     def checked_knobs(
-        self, workload: ConvWorkload, weight: NDArray, target: Target, knobs: Knobs | None
+        self,
+        workload: ConvWorkload,
+        weight: NDArray,
+        target: Target,
+        knobs: Knobs | None,
+        density: float | None = None,
     ) -> dict[str, int | str]:
         """All knobs for this filter, after the checks that need no schedule: see `kernel`."""
         if weight.shape != workload.filter_shape:
             raise InputError(f"{workload}: the filter has shape {weight.shape}, expected {workload.filter_shape}")
         if reason := too_large(workload) or self.applies(workload, target):
             raise InputError(f"{workload}: template {self.name} does not apply: {reason}")
-        density = float((weight != 0).mean())
-        if reason := self.too_much(workload, density):
+        own = float((weight != 0).mean())
+        if reason := self.too_much(workload, own):
             raise InputError(f"{workload}: {reason}")
-        chosen = dict(self.default(workload, density, target) if knobs is None else knobs)
+        chosen = dict(self.default(workload, own if density is None else density, target) if knobs is None else knobs)
         if set(chosen) != set(self.space(workload, target)):
             raise InputError(
                 f"template {self.name} takes the knobs {sorted(self.space(workload, target))}, not {sorted(chosen)}"

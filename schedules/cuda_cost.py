@@ -33,6 +33,10 @@ LAUNCH, SECOND_LAUNCH, CHUNK, ROW = 3400, 1800, 350, 5
 ENOUGH_WARPS = 18
 #: Bytes all of the GPU writes in a cycle.
 WRITE_RATE = 1900
+#: Cycles of a warp's store for every stretch of memory that it goes to.
+WRITTEN_RUN = 6.5
+#: Nonzeros of a row and chunk, of those that may be summed in float16, that leave room for rows with more.
+HALF_SUMMED = 40
 #: Layouts of a thread's pixels that are worth a closer look, for every number of pixels.
 SHAPES = 4
 
@@ -78,10 +82,19 @@ def estimate(tiling: WarpTiling | PairTiling, knobs: Knobs, density: float) -> E
     idle = max(1.0, (ENOUGH_WARPS / (together * warps)) ** 0.7)
     cycles = LAUNCH + each * block * idle + -(-each // together) * (chunks + 1) * CHUNK
     outputs = workload.n * workload.k * workload.p * workload.q
+    words = PAIR if isinstance(tiling, PairTiling) and tiling.axis == "columns" else 1
+    cycles += outputs / (words * WARP * MULTIPROCESSORS) * _runs(tiling) * WRITTEN_RUN
     cycles = max(cycles, LAUNCH + outputs * size / WRITE_RATE)
     if tiling.splits > 1 and not over_warps:
         cycles += SECOND_LAUNCH + 8 * tiling.splits * outputs / WRITE_RATE / 2
     return Estimate(cycles / CYCLES_PER_US, entries)
+
+
+def _runs(tiling: WarpTiling | PairTiling) -> int:
+    """Stretches of memory that the lanes of a warp store to."""
+    images, rows, _ = tiling.lanes
+    whole_rows = tiling.cols >= tiling.workload.q
+    return min(images, tiling.workload.n) * (1 if whole_rows else min(rows, tiling.workload.p))
 
 
 def cheapest(
@@ -117,6 +130,8 @@ def smaller(workload: ConvWorkload, knobs: Knobs) -> dict[str, int | str] | None
     for name in ("channels", "blocks_per_warp", "warps"):
         if int(knobs[name]) > 1:
             return {**knobs, name: int(knobs[name]) // 2}
+        if name == "channels" and tiles.chunk_dtype(knobs) == "float16":
+            return {**knobs, "pairs": "float32"}
     least = smallest(workload, (int(knobs["splits"]),) if "splits" in knobs else ())
     return None if least == knobs else least
 
@@ -134,13 +149,15 @@ def _candidates(
         blocks = [(w, r) for w, r in blocks if w * r < 2 * row_blocks]
     most_warps = max(warps for warps, _ in blocks)
     blocks = [(w, r) for w, r in blocks if w >= most_warps // 4]
-    pairs = {} if splits else tiles.default_pairs(workload)
+    pairs = {} if splits else tiles.default_pairs(workload, density)
     paired = pairs.get("pairs", tiles.NO_PAIRS) != tiles.NO_PAIRS
     for (lanes, pixels), split in product(shapes(words_of(workload) if paired else workload), splits or (1,)):
         share = -(-workload.c_per_group // split)
         for channels in sorted({-(-share // parts) for parts in (1, 2, 3, 4, 6, 8, 16, 32)}):
             tiling = (PairTiling if paired else WarpTiling)(workload, lanes, pixels, channels, split)
             expected = density * channels * workload.r * workload.s
+            if pairs.get("pairs") == "float16" and channels > 1 and expected > HALF_SUMMED:
+                continue
             knobs: dict[str, int | str] = {
                 "lanes": tiles.extents_text(lanes),
                 "pixels": tiles.extents_text(pixels),

@@ -89,15 +89,8 @@ class CudaRow(Template):
         """Shared memory of a block."""
         return _bytes(tiling, int(knobs["images"]))
 
-    def kernel(self, workload: ConvWorkload, weight: NDArray, target: Target, knobs: Knobs | None = None) -> Kernel:
-        """Pack `weight` by rows and schedule its convolution.
-
-        Raises
-        ------
-        InputError
-            As Template.kernel.
-        """
-        chosen = self.checked_knobs(workload, weight, target, knobs)
+    def _kernel(self, workload: ConvWorkload, weight: NDArray, target: Target, chosen: dict[str, int | str]) -> Kernel:
+        """Pack `weight` by rows and schedule its convolution."""
         tiling = self.tiling(workload, chosen)
         constants = pack_rows(weight, tiling)
         func = self.schedule(row_conv2d(tiling, constants), tiling, chosen, target)

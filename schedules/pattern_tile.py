@@ -11,6 +11,8 @@ from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 #: Multiprocessors of a large GPU, and warps that one starts at a time: a block of a multiple of them loses none.
 PROCESSORS, WARPS_AT_A_TIME = 132, 4
 IMAGES = (1, 2, 4, 8)
+#: Elements of the smallest tile.
+FEWEST_STAGED = 4
 #: Code that a multiprocessor's instruction cache holds.
 CACHED_CODE_BYTES = 100 * 1024
 #: Sums of a thread, and how many leave registers for more than one block a multiprocessor.
@@ -20,9 +22,14 @@ COPY, EPILOGUE = 3.5, 4
 INSTRUCTION_BYTES, CODE_BYTES_A_CLOCK, L2_BYTES_A_CLOCK = 16, 2, 22
 
 
+def staged_elements(tiling: PatternTiling, stages: int) -> int:
+    """Elements of a block's tiles; a few more than one, since TVM 0.27 forgets to place a buffer of 4 bytes or less."""
+    return max(FEWEST_STAGED, tiling.elements * stages) if stages else 0
+
+
 def shared_bytes(tiling: PatternTiling, stages: int) -> int:
     """Shared memory of a block."""
-    return tiling.elements * stages * ELEMENT_BYTES[tiling.workload.dtype]
+    return staged_elements(tiling, stages) * ELEMENT_BYTES[tiling.workload.dtype]
 
 
 def smallest_bytes(workload: ConvWorkload) -> int:

@@ -229,7 +229,7 @@ def cuda_source(func: Any, target: Any) -> str:
 def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes: int) -> str:
     """C++ that loads the arrays, runs the kernels of `source` one after the other, and stores the output."""
     words = -(-shared_bytes // 16) * 4
-    functions = re.findall(r"^__forceinline__ __device__ (void pair_sum\w*\(.*?^\})", source, ON_LINES)
+    functions = re.findall(r"^__forceinline__ __device__ (\w+ pair_\w*\(.*?^\})", source, ON_LINES)
     kernels = [*_asynchronous(source), *(f"static {function}" for function in functions)]
     steps = [f"shared_words = {words}; shared_memory = (float*)aligned_alloc(16, {max(words, 4) * 4});"]
     for name, array in arrays.items():

@@ -103,6 +103,7 @@ def compile(
     arch: str | Sequence[str] | None = None,
     mcpu: str | None = None,
     sparse: str = "auto",
+    precision: str = "float32",
     batch: Batch | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int | None = None,
@@ -120,6 +121,8 @@ def compile(
     target : "llvm" (this machine's CPU unless `mcpu` names another) or "cuda" (needs `arch`, and no GPU here)
     arch : GPU architectures, "sm_90" or "sm_80,sm_90"
     sparse : "auto" decides for every convolution, "always" and "never" do what they say
+    precision : what a float32 network stores activations and filters in, "float16" or "bfloat16" on a GPU; it sums in
+        float32, float16 also in pairs, and its inputs and outputs stay float32
     batch, shapes : pin what the model leaves open: the leading dimension, whole input shapes by input name. A range,
         "1-32", or sizes, "1,8,32", make a library that serves every batch up to the largest: see docs/deployment.md
     threads : CPU threads that the work is cut for (default: those this process may use)
@@ -128,7 +131,8 @@ def compile(
     cuda_graph : CUDA: capture the kernels in a graph when the library is loaded, so that a call costs hardly any work
         of the host; without it every kernel is launched by itself
     verify : compare with the original framework on a random input; not possible for a target this machine cannot run
-    tolerance : largest relative error (L2, per output) that verification lets pass
+    tolerance : largest relative error (L2, per output) that verification lets pass; with 16 bits it lets pass at least
+        1.6e-2 (float16) or 0.125 (bfloat16)
     progress : called with the stage and its finished fraction
 
     Raises
@@ -148,14 +152,16 @@ def compile(
     from tvm_sparse.network.build import build_network
     from tvm_sparse.network.decide import check_mode
     from tvm_sparse.network.importer import import_model
+    from tvm_sparse.network.precision import check_precision, stored_in
     from tvm_sparse.tvm_support import check_cuda_modules, cuda_build
 
     check_mode(sparse)
+    check_precision(precision, target)
     known = _known_kernels(log, made)
     imported = []
     for index, bucket in enumerate(buckets or (None,)):
         tell("import the model", index / max(1, len(buckets)))
-        imported.append(import_model(model, batch=bucket, shapes=shapes))
+        imported.append(stored_in(import_model(model, batch=bucket, shapes=shapes), precision))
     tell("import the model", 1.0)
     sizes = batch_sizes(imported, buckets) if len(buckets) > 1 else None
     with ExitStack() as stack:
@@ -169,10 +175,11 @@ def compile(
             built = build_batches(imported, sizes, made, sparse, tell, known, cuda_graph)
         if target == "cuda":
             check_cuda_modules(built.executable, build)
-    network = CompiledNetwork(built, _metadata(imported[-1], built, made, archs, sizes, cuda_graph))
+    metadata = _metadata(imported[-1], built, made, archs, sizes, cuda_graph, precision)
+    network = CompiledNetwork(built, metadata)
     if verify and imported[0].reference is not None and _runs_here(target, mcpu):
         tell("verify", 0.0)
-        network.verification = _compare(imported, network, sizes, tolerance)
+        network.verification = _compare(imported, network, sizes, tolerance, precision)
         tell("verify", 1.0)
         if not network.verification.passed:
             raise VerificationError(f"{imported[0].name}: {network.verification.describe()}")
@@ -196,6 +203,7 @@ def tune(
     target: str = "llvm",
     arch: str | Sequence[str] | None = None,
     mcpu: str | None = None,
+    precision: str = "float32",
     batch: Batch | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int | None = None,
@@ -246,10 +254,17 @@ def tune(
     setting = setting_for(target, arch=arch, mcpu=mcpu, threads=threads, tracker=tracker)
     setting = replace(setting, builders=builders, strategy=search, seed=seed)
     from tvm_sparse.network.importer import import_model
+    from tvm_sparse.network.precision import check_precision, stored_in
     from tvm_sparse.network.tunable import tunable_layers
 
+    check_precision(precision, target)
+
     several = models if isinstance(models, Sequence) and not isinstance(models, str | bytes) else [models]
-    imported = [import_model(model, batch=bucket, shapes=shapes) for model in several for bucket in buckets or (None,)]
+    imported = [
+        stored_in(import_model(model, batch=bucket, shapes=shapes), precision)
+        for model in several
+        for bucket in buckets or (None,)
+    ]
     if trials is None and trials_per_layer is None and time_budget_min is None:
         trials_per_layer = DEFAULT_TRIALS
     seconds = None if time_budget_min is None else 60 * time_budget_min
@@ -289,7 +304,7 @@ def verify(model: Model, library: str | Path, *, tolerance: float = 1e-4, seed: 
             raise LibraryError(
                 f"{library}: was compiled from another model: {kind} {ours}; {imported[-1].name} has {theirs}"
             )
-    return _compare(imported, network, sizes, tolerance, seed)
+    return _compare(imported, network, sizes, tolerance, network.metadata.precision, seed)
 
 
 def _known_kernels(log: str | Path | None, target: Any) -> KnownKernels | None:
@@ -318,11 +333,12 @@ def _compare(
     network: Callable[..., Any],
     sizes: BatchSizes | None,
     tolerance: float,
+    precision: str,
     seed: int = 0,
 ) -> Verification:
     if sizes is None:
-        return compare(imported[0], network, tolerance=tolerance, seed=seed)
-    return compare_batches(imported, network, sizes, tolerance=tolerance, seed=seed)
+        return compare(imported[0], network, tolerance=tolerance, precision=precision, seed=seed)
+    return compare_batches(imported, network, sizes, tolerance=tolerance, precision=precision, seed=seed)
 
 
 def _metadata(
@@ -332,6 +348,7 @@ def _metadata(
     archs: Sequence[str] | None,
     sizes: BatchSizes | None,
     cuda_graph: bool,
+    precision: str,
 ) -> Metadata:
     """Metadata of what was built from a model, imported with the largest batch."""
     from tvm_sparse.deploy import make_metadata
@@ -343,6 +360,7 @@ def _metadata(
         outputs=imported.outputs,
         target=target,
         archs=archs,
+        precision=precision,
         batch=sizes,
         cuda_graph=cuda_graph and archs is not None,
         layers=[asdict(layer) for layer in built.layers],

@@ -49,7 +49,13 @@ class Verification:
 
 
 def compare_batches(
-    models: Sequence[Any], network: Callable[..., Any], sizes: BatchSizes, *, tolerance: float, seed: int = 0
+    models: Sequence[Any],
+    network: Callable[..., Any],
+    sizes: BatchSizes,
+    *,
+    tolerance: float,
+    precision: str = "float32",
+    seed: int = 0,
 ) -> Verification:
     """Compare at every batch size compiled for, and at one that is padded; see `compare`.
 
@@ -62,10 +68,11 @@ def compare_batches(
     ModelError, VerificationError
         As for `compare`.
     """
-    found = [compare(model, network, tolerance=tolerance, seed=seed) for model in models]
+    found = [compare(model, network, tolerance=tolerance, precision=precision, seed=seed) for model in models]
     between = [n for n in range(1, sizes.largest) if n not in sizes.buckets][-1:]
     for n in between:
-        found.append(compare(models[-1], network, tolerance=tolerance, seed=seed, only=(n, sizes.inputs)))
+        only = (n, sizes.inputs)
+        found.append(compare(models[-1], network, tolerance=tolerance, precision=precision, seed=seed, only=only))
     worst = {name: max(one.relative_error[name] for one in found) for name in found[0].relative_error}
     constant = tuple(name for name in worst if all(name in one.constant for one in found))
     return replace(found[0], relative_error=worst, constant=constant, batches=(*sizes.buckets, *between))
@@ -76,15 +83,18 @@ def compare(
     network: Callable[..., Any],
     *,
     tolerance: float,
+    precision: str = "float32",
     seed: int = 0,
     only: tuple[int, Sequence[str]] | None = None,
 ) -> Verification:
     """Run an ImportedModel's reference and `network`, which takes the inputs by position, on one random input.
 
-    A network with inputs or outputs of 16 bits is allowed their rounding, whatever `tolerance` says.
+    A network of 16 bits, or with such inputs or outputs, is allowed their rounding, whatever `tolerance` says: 1.6e-2
+    of float16, 0.125 of bfloat16.
 
     Parameters
     ----------
+    precision : what the network stores its activations in
     only : give the network only so many images of the inputs named, and compare with what the reference makes of them
         among the others
 
@@ -116,7 +126,7 @@ def compare(
         raise VerificationError(f"{imported.name}: outputs of shapes {ours}, but {theirs} in {reference}")
     names = [spec.name for spec in imported.outputs]
     pairs = dict(zip(names, zip(actual, expected, strict=True), strict=True))
-    dtypes = {spec.dtype for spec in (*imported.inputs, *imported.outputs)}
+    dtypes = {precision, *(spec.dtype for spec in (*imported.inputs, *imported.outputs))}
     return Verification(
         reference=reference,
         relative_error={name: _error(*map(_float64, pair)) for name, pair in pairs.items()},

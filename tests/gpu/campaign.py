@@ -2,8 +2,9 @@
 
     python tests/gpu/campaign.py --cases 100 --seed 0 --json result.json
 
-Every case runs with each template's default knobs, with a drawn format, and with drawn knobs. Each kernel runs twice
-on an output full of NaN: both results must be right and equal, so that a race between threads has two chances to show.
+Every case runs with each template's default knobs, with a drawn format, and with drawn knobs; one of 16 bits also with
+drawn knobs that sum pairs of pixels. Each kernel runs twice on an output full of NaN: both results must be right and
+equal, so that a race between threads has two chances to show.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as OutOfTime
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +30,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.cases import FORMATS, Case, choose_knobs, seeded, seeded_choose
 
-TEMPLATES = ("cuda_pixel", "cuda_pixel_nonzero", "cuda_pattern", "cuda_row", "cuda_dense", "fallback")
-DEFAULT_AND_KNOBS = ("default", "knobs")
-VARIANTS = {name: DEFAULT_AND_KNOBS for name in ("cuda_pattern", "cuda_row", "cuda_dense")} | {"fallback": ("default",)}
-ALL_VARIANTS = ("default", "format", "knobs")
+VARIANTS = {
+    "cuda_pixel": ("default", "format", "knobs", "pairs"),
+    "cuda_pixel_nonzero": ("default", "format", "knobs"),
+    "cuda_pattern": ("default", "knobs", "pairs"),
+    "cuda_row": ("default", "knobs"),
+    "cuda_dense": ("default", "knobs"),
+    "fallback": ("default",),
+}
 #: Drawn knobs are often too large for a block, and vectors reach over groups; this many draws find some that do not.
 DRAWS = 20
 
@@ -76,6 +83,7 @@ def build(trial: Trial, case: Case, arch: str, library: str) -> Trial:
             except InputError as error:
                 trial.outcome, trial.detail = "refused", str(error)
         else:
+            trial.outcome = trial.outcome or "does not apply"
             return trial
         trial.outcome = trial.detail = ""
         with cuda_build(arch) as under_way:
@@ -94,8 +102,14 @@ def _knobs(variant: str, template: Any, case: Case, target: Any, choose: Any) ->
         yield default
         return
     space = template.space(case.workload, target)
+    if variant == "pairs":
+        space = {**space, "pairs": tuple(pairs for pairs in space.get("pairs", ()) if pairs != "no")}
+        if not space["pairs"]:
+            return
     for _ in range(DRAWS):
         yield {**default, "format": choose(FORMATS)} if variant == "format" else choose_knobs(choose, space)
+    if variant == "pairs":
+        yield {**default, "pairs": choose(space["pairs"])}
 
 
 def run(trial: Trial, case: Case, library: str) -> None:
@@ -107,7 +121,9 @@ def run(trial: Trial, case: Case, library: str) -> None:
     inputs = case.inputs()
     x = inputs.pop("x")
     with np.load(library + ".npz") as constants:
-        arrays = [x, *constants.values(), *inputs.values()]
+        # numpy stores elements of a dtype that is not its own as bytes.
+        filters = [array.view(x.dtype) if array.dtype.kind == "V" else array for array in constants.values()]
+        arrays = [x, *filters, *inputs.values()]
     tensors = [tvm.runtime.tensor(array, device) for array in arrays]
     results = []
     for _ in range(2):
@@ -125,10 +141,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=100, help="random convolutions")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    parser.add_argument("--templates", default=",".join(VARIANTS), help="names, separated by commas")
+    parser.add_argument("--time-limit", type=float, default=float("inf"), metavar="S", help="leave out what is late")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time")
     parser.add_argument("--json", type=Path, help="write every trial to this file")
     options = parser.parse_args()
+    stop_at = time.monotonic() + options.time_limit
 
     import tvm
 
@@ -140,8 +159,9 @@ def main() -> int:
     trials = [
         (Trial(number, template, variant), case)
         for number, case in enumerate(cases)
-        for template in TEMPLATES
-        for variant in VARIANTS.get(template, ALL_VARIANTS)
+        for template in options.templates.split(",")
+        for variant in VARIANTS[template]
+        if variant != "pairs" or options.dtype != "float32"
     ]
     done: list[Trial] = []
     with (
@@ -154,7 +174,11 @@ def main() -> int:
             for (trial, case), library in zip(trials, libraries, strict=True)
         ]
         for future, (_, case), library in zip(built, trials, libraries, strict=True):
-            trial = future.result()
+            try:
+                trial = future.result(None if stop_at == float("inf") else max(0.0, stop_at - time.monotonic()))
+            except OutOfTime:
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
             if not trial.outcome:
                 try:
                     run(trial, case, library)
@@ -163,20 +187,23 @@ def main() -> int:
             done.append(trial)
             if trial.failed:
                 print(f"FAILED {trial.template} {trial.variant} {trial.knobs} {trial.outcome}: {trial.detail}: {case}")
+    if len(done) < len(trials):
+        print(f"out of time: {len(done)} of {len(trials)} trials")
     return report(done, cases, options.json)
 
 
 def report(trials: list[Trial], cases: list[Case], json_file: Path | None) -> int:
     """A line per template; every trial to the file. The exit code: 1 if any failed or nothing ran."""
-    failed = 0
-    for template in TEMPLATES:
+    failed = 0 if trials else 1
+    for template in dict.fromkeys(trial.template for trial in trials):
         own = [trial for trial in trials if trial.template == template]
         counts = Counter(trial.outcome for trial in own)
         bad = sum(trial.failed for trial in own)
         failed += bad or not counts["ok"]
         worst = max((trial.error for trial in own if trial.outcome == "ok"), default=float("nan"))
         listed = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
-        print(f"{template}: {len(cases)} cases, {listed}; {bad} failures; worst error {worst:.1e}")
+        ran = len({trial.number for trial in own})
+        print(f"{template}: {ran} cases, {listed}; {bad} failures; worst error {worst:.1e}")
     if json_file is not None:
         rows = [{**asdict(trial), "failed": trial.failed, "case": str(cases[trial.number])} for trial in trials]
         json_file.write_text(json.dumps(rows, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """Every CUDA template under compute-sanitizer: memcheck, racecheck, initcheck and synccheck.
 
-    python tests/gpu/sanitize.py [--tools memcheck,racecheck]
+    python tests/gpu/sanitize.py [--tools memcheck,racecheck] [--dtype float16] [--templates cuda_pixel]
 
 Kernels are compiled first, without the sanitizer; each tool then runs all of them in one process of its own. A kernel
 that is wrong, or that a tool complains of, gives exit code 1.
@@ -16,14 +16,14 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.cases import Case
-from tests.gpu.campaign import TEMPLATES, Trial, build, run
+from tests.gpu.campaign import VARIANTS, Trial, build, run
 from tvm_sparse.workload import ConvWorkload, Epilogue
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -42,10 +42,12 @@ LIMIT_S = 300
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tools", default=",".join(TOOLS))
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    parser.add_argument("--templates", default=",".join(VARIANTS), help="names, separated by commas")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run is not None:
-        return run_all(options.run)
+        return run_all(options.run, options.dtype)
 
     import tvm
 
@@ -54,10 +56,18 @@ def main() -> int:
         return 2
     arch = "sm_" + str(tvm.cuda(0).compute_version).replace(".", "")
     with tempfile.TemporaryDirectory() as folder:
-        trials = [Trial(number, template, "default") for template in TEMPLATES for number in range(len(CASES))]
+        names = options.templates.split(",")
+        variants = ("default",) if options.dtype == "float32" else ("default", "pairs")
+        trials = [
+            Trial(number, name, variant)
+            for name in names
+            for variant in variants
+            if variant in VARIANTS[name]
+            for number in range(len(CASES))
+        ]
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
             built = [
-                pool.submit(build, trial, case_of(trial), arch, f"{folder}/{index}.so")
+                pool.submit(build, trial, case_of(trial, options.dtype), arch, f"{folder}/{index}.so")
                 for index, trial in enumerate(trials)
             ]
             outcomes = [future.result() for future in built]
@@ -66,19 +76,31 @@ def main() -> int:
                 print(f"{trial.template} {trial.outcome}: {trial.detail}")
         rows = [asdict(trial) for trial in outcomes]
         (Path(folder) / "trials.json").write_text(json.dumps(rows))
-        ran = [sum(t.template == name and not t.outcome for t in outcomes) for name in TEMPLATES]
-        print("kernels: " + ", ".join(f"{name} {count}" for name, count in zip(TEMPLATES, ran, strict=True)))
-        bad = [tool for tool in options.tools.split(",") if not clean(tool, folder)]
+        ran = [sum(t.template == name and not t.outcome for t in outcomes) for name in names]
+        print("kernels: " + ", ".join(f"{name} {count}" for name, count in zip(names, ran, strict=True)))
+        bad = [tool for tool in options.tools.split(",") if not clean(tool, folder, options.dtype)]
     return 1 if bad or min(ran) == 0 or any(trial.failed for trial in outcomes) else 0
 
 
-def case_of(trial: Trial) -> Case:
-    return Case(list(CASES.values())[trial.number], 0.2, "rows", trial.number)
+def case_of(trial: Trial, dtype: str) -> Case:
+    return Case(replace(list(CASES.values())[trial.number], dtype=dtype), 0.2, "rows", trial.number)
 
 
-def clean(tool: str, folder: str) -> bool:
+def clean(tool: str, folder: str, dtype: str) -> bool:
     """Whether a tool has nothing to say of the kernels in a folder."""
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, __file__, "--run", folder]
+    command = [
+        "compute-sanitizer",
+        "--tool",
+        tool,
+        "--error-exitcode",
+        "9",
+        sys.executable,
+        __file__,
+        "--run",
+        folder,
+        "--dtype",
+        dtype,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     lines = (done.stdout + done.stderr).strip().splitlines()
     summary = next((line for line in reversed(lines) if "SUMMARY" in line), lines[-1] if lines else "no output")
@@ -88,13 +110,13 @@ def clean(tool: str, folder: str) -> bool:
     return done.returncode == 0
 
 
-def run_all(folder: Path) -> int:
+def run_all(folder: Path, dtype: str) -> int:
     """Run the built kernels of a folder: what a tool watches."""
     failed = 0
     for index, row in enumerate(json.loads((folder / "trials.json").read_text())):
         trial = Trial(**row)
         if not trial.outcome:
-            run(trial, case_of(trial), str(folder / f"{index}.so"))
+            run(trial, case_of(trial, dtype), str(folder / f"{index}.so"))
             failed += trial.failed
             if trial.failed:
                 print(f"{trial.template}: {trial.detail}")

@@ -13,6 +13,7 @@ from tests.schedules.running import GPU, kernel, run_kernel
 from tvm_sparse.compute.pair_tiling import pair_axis
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import template
+from tvm_sparse.schedules.cuda_tiles import DENSE_FROM
 from tvm_sparse.workload import ConvWorkload
 
 SAME = (1, 1, 1, 1)
@@ -89,7 +90,8 @@ def test_pairs_are_summed_right(name, dtype):
 def test_the_default_is_right(case):
     assume(pair_axis(case.workload))
     built = kernel("cuda_pixel", case, GPU)
-    assert built.knobs["pairs"] == "no"
+    dense = case.density > DENSE_FROM
+    assert built.knobs["pairs"] == ("no" if dense else "float16")
     assert case.wrong(run_kernel(built, case, GPU)) is None
 
 

@@ -21,6 +21,14 @@ class Target(str, Enum):
     cuda = "cuda"
 
 
+class Precision(str, Enum):
+    """What activations and filters are stored in."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
 class Sparse(str, Enum):
     """Which eligible convolutions run on their nonzeros only."""
 
@@ -45,6 +53,9 @@ def command(
     sparse: Annotated[
         Sparse, typer.Option(help="Where to use sparse convolution; auto decides per layer and says why.")
     ] = Sparse.auto,
+    precision: Annotated[
+        Precision, typer.Option(help="What to store activations and filters in; 16 bits on a GPU only.")
+    ] = Precision.float32,
     batch: Batches = None,
     shape: Shapes = None,
     threads: Threads = None,
@@ -73,6 +84,7 @@ def command(
             arch=arch,
             mcpu=mcpu,
             sparse=sparse.value,
+            precision=precision.value,
             batch=sizes,
             shapes=shapes,
             threads=threads,
@@ -89,6 +101,7 @@ def command(
         "model": model,
         "library": output,
         "target": target.value,
+        "precision": precision.value,
         "batch": network.metadata.batch,
         "layers": layers,
         "verification": verdict,

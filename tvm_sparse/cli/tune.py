@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tvm_sparse.cli.compile import Target
+from tvm_sparse.cli.compile import Precision, Target
 from tvm_sparse.cli.options import Batches, JsonFlag, Shapes, Threads, parse_batch, parse_list, parse_shapes
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def command(
     mcpu: Annotated[
         str | None, typer.Option(metavar="NAME", show_default=False, help="The fleet's CPUs by their LLVM name.")
     ] = None,
+    precision: Annotated[Precision, typer.Option(help="What the network will be stored in.")] = Precision.float32,
     trials: Annotated[
         int | None, typer.Option(min=1, show_default=False, help="Stop after so many trials of all layers.")
     ] = None,
@@ -74,6 +75,7 @@ def command(
             target=target.value,
             arch=arch,
             mcpu=mcpu,
+            precision=precision.value,
             batch=sizes,
             shapes=shapes,
             threads=threads,

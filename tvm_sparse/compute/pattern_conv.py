@@ -2,12 +2,12 @@
 
     x    (n, c, h, w)                       dense input
     tile (ti, g, ty, tx, chunk, e)          input of one tile and channel chunk, padded, in the layout of the tile
-    part (ti, kg, ty, tx, v, f)             Σ over all chunks, channels of a chunk and kernel elements
+    part (ti, kg, ty, tx, v, f, [pair])     Σ over all chunks, channels of a chunk and kernel elements
     out  (n, k, p, q)                       activation(part + bias + residual)
 
 Output channels come in row groups of `rows_per_group`: k = kg * rows_per_group + v. Without a staged tile the pixels
-of all images are one row, in tiles tx. The expression is that of a dense convolution; schedules.pattern_code replaces
-its innermost sum by one multiply-add for every nonzero.
+of all images are one row, in tiles tx, and f may count pairs of them. The expression is that of a dense convolution;
+schedules.pattern_code replaces its innermost sum by one multiply-add for every nonzero.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tvm import te, tirx
 
 from tvm_sparse.compute.direct_conv import DirectConv
 from tvm_sparse.compute.epilogue import output_stage
+from tvm_sparse.compute.pair_tiling import PAIR, pair_axis
 from tvm_sparse.compute.warp_tiling import BANK_BYTES, BANKS
 from tvm_sparse.errors import InputError
 from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
@@ -54,7 +55,8 @@ class PatternTiling:
     In the staged tile 32 consecutive pixels f = (image * rows + row) * cols + col stand in 32 memory banks, also where
     they reach over rows and images: rows of some channels lie side by side, so that the distance of two rows can be
     what the banks need, and the columns of a stride lie apart by phase. A tile that is not staged is `cols` pixels of
-    the row of all pixels of all images, read from x; that is for 1x1 filters without padding only.
+    the row of all pixels of all images, read from x; that is for 1x1 filters without padding only. With `paired` it is
+    `cols` pairs of such pixels, for 16-bit elements of a pointwise convolution with even rows.
     """
 
     workload: ConvWorkload = field(repr=False)
@@ -64,6 +66,7 @@ class PatternTiling:
     channels: int
     rows_per_group: int
     staged: bool = True
+    paired: bool = False
 
     def __post_init__(self) -> None:
         if min(self.images, self.rows, self.cols, self.channels, self.rows_per_group) < 1:
@@ -72,17 +75,27 @@ class PatternTiling:
             raise InputError(f"{self.workload}: only a 1x1 filter without padding can do without a staged tile")
         if not self.staged and (self.images, self.rows) != (1, 1):
             raise InputError(f"{self}: without a staged tile, pixels are one row of one image")
+        if self.paired and (self.staged or pair_axis(self.workload) != "columns"):
+            raise InputError(
+                f"{self.workload}: pairs need 16-bit elements of a 1x1 filter, even rows, and no staged tile"
+            )
 
     @property
     def pixels(self) -> int:
+        """Pixels of a tile, or pairs of them."""
         return self.images * self.rows * self.cols
+
+    @property
+    def pair(self) -> int:
+        """Pixels that f counts as one."""
+        return PAIR if self.paired else 1
 
     @property
     def grid(self) -> tuple[int, int, int]:
         """Tiles along images, rows and columns of the output."""
         workload = self.workload
         if not self.staged:
-            return 1, 1, -(-workload.n * workload.p * workload.q // self.cols)
+            return 1, 1, -(-workload.n * workload.p * workload.q // (self.pair * self.cols))
         return -(-workload.n // self.images), -(-workload.p // self.rows), -(-workload.q // self.cols)
 
     @property
@@ -194,11 +207,12 @@ class PatternTiling:
             inside.append(place < self.in_rows * pitch)
         return image, e // self.plane * channels + slot, row, col, inside
 
-    def out_index(self, i: Any, p: Any, q: Any) -> tuple[Any, Any, Any, Any]:
-        """Tile (ti, ty, tx) and pixel f of an output pixel."""
+    def out_index(self, i: Any, p: Any, q: Any) -> tuple[Any, ...]:
+        """Tile (ti, ty, tx), pixel f, and which of a pair, of an output pixel."""
         if not self.staged:
             m = (i * self.workload.p + p) * self.workload.q + q
-            return 0, 0, m // self.cols, m % self.cols
+            word = m // self.pair
+            return 0, 0, word // self.cols, word % self.cols, *([m % PAIR] if self.paired else [])
         f = (i % self.images * self.rows + p % self.rows) * self.cols + q % self.cols
         return i // self.images, p // self.rows, q // self.cols, f
 
@@ -247,23 +261,27 @@ def pattern_conv2d(tiling: PatternTiling) -> DirectConv:
     r = te.reduce_axis((0, workload.r), name="r")
     s = te.reduce_axis((0, workload.s), name="s")
 
-    def total(ti: Any, kg: Any, ty: Any, tx: Any, v: Any, f: Any) -> Any:
+    def total(ti: Any, kg: Any, ty: Any, tx: Any, v: Any, f: Any, *of_pair: Any) -> Any:
         channel, g = chunk * tiling.channels + c, kg // groups_per_conv
         if tiling.staged:
             element = tile[ti, g, ty, tx, chunk, tiling.offset(c, r, s) + tiling.pixel(f)]
         else:
             # A pixel beyond the output reads the last one there is: nobody stores its sum.
-            m = te.min(tx * tiling.cols + f, n * workload.p * workload.q - 1)
-            row, col = m // workload.q % workload.p * workload.stride[0], m % workload.q * workload.stride[1]
-            element = x[m // (workload.p * workload.q), g * workload.c_per_group + channel, row, col]
+            q = workload.q // tiling.pair
+            m = te.min(tx * tiling.cols + f, n * workload.p * q - 1)
+            row, col = m // q % workload.p * workload.stride[0], m % q * workload.stride[1]
+            if of_pair:
+                col = col * PAIR + of_pair[0]
+            element = x[m // (workload.p * q), g * workload.c_per_group + channel, row, col]
         product = weight[kg * tiling.rows_per_group + v, channel, r, s] * element.astype("float32")
         return te.sum(product, axis=[chunk, c, r, s])
 
     shape = (tiles[0], tiling.row_groups, *tiles[1:], tiling.rows_per_group, tiling.pixels)
-    part = te.compute(shape, total, name="part")
+    pair_axes = ["pair"] if tiling.paired else []
+    part = te.compute((*shape, *(PAIR for _ in pair_axes)), total, name="part", varargs_names=pair_axes)
 
     def summed(i: Any, k: Any, p: Any, q: Any) -> Any:
-        ti, ty, tx, f = tiling.out_index(i, p, q)
-        return part[ti, k // tiling.rows_per_group, ty, tx, k % tiling.rows_per_group, f]
+        ti, ty, tx, *f = tiling.out_index(i, p, q)
+        return part[(ti, k // tiling.rows_per_group, ty, tx, k % tiling.rows_per_group, *f)]
 
     return DirectConv([x, weight, *output_stage(workload, summed)])

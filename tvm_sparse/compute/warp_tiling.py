@@ -37,6 +37,9 @@ BANK_BYTES = 4
 #: Rows of a tile may be widened by this factor where that keeps its pixels in different banks.
 WIDEST_PITCH = 1.3
 
+#: TVM 0.27 forgets to place a shared buffer of 4 bytes or less: two of these, or one word and another, are more.
+FEWEST_ELEMENTS = 2
+
 Extents = tuple[int, int, int]
 
 
@@ -189,7 +192,7 @@ class WarpTiling:
         if self.whole_planes:
             # Threads of rows beyond the only one read on, too.
             reach = (self.channels - 1 + self._last[1]) * self.workload.q + self._last[2] + 1
-            plane = -(-reach // width) * width
+            plane = -(-max(reach, FEWEST_ELEMENTS) // width) * width
             options = [(self.workload.q, plane + pad) for pad in range(0, BANKS if self.lanes[0] > 1 else 1, step)]
         else:
             narrow, height = -(-self.col_axis.size // width) * width, self.row_axis.size
@@ -234,7 +237,8 @@ class WarpTiling:
         taps = max(int(self._tap(tap)) for tap in range(workload.r * workload.s))
         reach = last[0] * self.image_stride + last[1] * self.pitch + last[2] + taps
         images = min(self.images, workload.n) * self.image_stride
-        return max(images, -(-(reach + 1) // width) * width)
+        least = FEWEST_ELEMENTS if self.channels == 1 else 1
+        return max(images, -(-max(reach + 1, least) // width) * width)
 
     @property
     def copy_shape(self) -> tuple[int, int]:

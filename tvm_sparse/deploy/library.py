@@ -74,6 +74,7 @@ def make_metadata(
     target: Any,
     archs: Sequence[str] | None = None,
     cuda_graph: bool = False,
+    precision: str = "float32",
     batch: BatchSizes | None = None,
     layers: Sequence[Mapping[str, Any]] = (),
     dense_bytes: int = 0,
@@ -91,6 +92,8 @@ def make_metadata(
         CUDA: those compiled for; by default the target's own.
     cuda_graph
         CUDA: whether the code was generated for one.
+    precision
+        What activations are stored in.
     batch
         The batch sizes served, where `inputs` and `outputs` are only the largest.
     """
@@ -110,6 +113,7 @@ def make_metadata(
         cpu_features=cpuinfo_names(str(feature) for feature in codegen.llvm_get_cpu_features(host)),
         archs=tuple(archs or ()),
         cuda_graph=cuda_graph,
+        precision=precision,
         versions=_versions(),
         batch=batch,
         layers=tuple(map(dict, layers)),

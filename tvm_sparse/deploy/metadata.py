@@ -69,6 +69,8 @@ class Metadata:
         CUDA: the archs it holds machine code for, like "sm_90".
     cuda_graph
         CUDA: whether the kernels are captured in a CUDA graph.
+    precision
+        What activations and filters are stored in between the layers of a float32 model.
     versions
         Of the packages that compiled it.
     batch
@@ -90,6 +92,7 @@ class Metadata:
     cpu_features: tuple[str, ...] = ()
     archs: tuple[str, ...] = ()
     cuda_graph: bool = False
+    precision: str = "float32"
     versions: dict[str, str] = field(default_factory=dict)
     batch: BatchSizes | None = None
     layers: tuple[dict[str, Any], ...] = ()
@@ -199,6 +202,7 @@ _READERS: dict[str, Any] = {
     "cpu_features": _texts,
     "archs": _texts,
     "cuda_graph": _flag,
+    "precision": _text,
     "versions": lambda value: {key: _text(item) for key, item in _dict(value).items()},
     "batch": _batch,
     "layers": lambda value: tuple(map(_dict, _list(value))),

@@ -14,7 +14,8 @@ from tvm_sparse.network.capture import outputs_as_parameters
 from tvm_sparse.network.decide import decide
 from tvm_sparse.network.imported import ImportedModel
 from tvm_sparse.network.linear import lower_linear_layers
-from tvm_sparse.network.match import match_layers
+from tvm_sparse.network.match import match_layers, template_dtypes
+from tvm_sparse.network.precision import sum_in_float32
 from tvm_sparse.network.replace import LayerDecision, replace_layers
 from tvm_sparse.network.response_norm import fuse_response_norms
 from tvm_sparse.network.siblings import merge_siblings
@@ -55,7 +56,8 @@ def lower_network(
     model: ImportedModel, target: Target, mode: str, progress: Progress, known: KnownKernels | None = None
 ) -> tuple[tvm.IRModule, list[LayerDecision]]:
     """A Relax module whose every PrimFunc is scheduled, and how each convolution runs; see `build_network`."""
-    layers = merge_siblings(match_layers(model.module["main"], model.convolutions), mode, target, known)
+    found = match_layers(model.module["main"], model.convolutions, template_dtypes(target))
+    layers = merge_siblings(found, mode, target, known)
     decisions = [decide(layer, mode, known, target.kind.name == "cuda") for layer in layers]
     with target:
         module, report = replace_layers(
@@ -65,6 +67,7 @@ def lower_network(
         progress("schedule dense operators", 0.0)
         if target.kind.name == "cuda":
             module = fuse_response_norms(module)
+        module = sum_in_float32(module)
         module = tvm.transform.Sequential(
             [
                 relax.transform.LegalizeOps(),

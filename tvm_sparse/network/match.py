@@ -7,11 +7,13 @@ the shape of the output (residual), one activation, in this order.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from tvm import relax
+from tvm.target import Target
 
 from tvm_sparse.network.imported import (
     CONVOLUTIONS,
@@ -25,7 +27,12 @@ from tvm_sparse.network.imported import (
     static_shape,
     variables_in,
 )
-from tvm_sparse.workload import ConvWorkload, Epilogue
+from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload, Epilogue
+
+
+def template_dtypes(target: Target) -> tuple[str, ...]:
+    """The dtypes of convolutions that there are templates for."""
+    return tuple(ELEMENT_BYTES) if target.kind.name == "cuda" else ("float32",)
 
 
 @dataclass(frozen=True)
@@ -62,9 +69,14 @@ class ConvLayer:
         return float(np.count_nonzero(self.weight)) / self.weight.size
 
 
-def match_layers(function: relax.Function, convolutions: tuple[ConvInfo, ...]) -> list[ConvLayer]:
-    """Every convolution with a constant filter in the bindings of `function`, in order; `convolutions` names them."""
-    finder = _Finder(function)
+def match_layers(
+    function: relax.Function, convolutions: tuple[ConvInfo, ...], dtypes: Collection[str] = ("float32",)
+) -> list[ConvLayer]:
+    """Every convolution with a constant filter in the bindings of `function`, in order; `convolutions` names them.
+
+    `dtypes` are those that there are templates for.
+    """
+    finder = _Finder(function, dtypes)
     calls = [
         (var, value) for var, value in finder.bindings if operator(value) in CONVOLUTIONS and is_constant(value.args[1])
     ]
@@ -75,7 +87,8 @@ def match_layers(function: relax.Function, convolutions: tuple[ConvInfo, ...]) -
 
 
 class _Finder:
-    def __init__(self, function: relax.Function) -> None:
+    def __init__(self, function: relax.Function, dtypes: Collection[str]) -> None:
+        self.dtypes = dtypes
         self.bindings = bindings_of(function)
         self.values = dict(self.bindings)
         self.taken: set[relax.Var] = set()
@@ -89,7 +102,7 @@ class _Finder:
     def layer(self, name: str, var: relax.Var, call: relax.Call) -> ConvLayer:
         weight = call.args[1].value.numpy()
         layer = ConvLayer(name, None, weight, call.args[0], var)
-        reason = _unsupported(call)
+        reason = _unsupported(call, self.dtypes)
         if reason:
             return replace(layer, reason=reason)
         workload = _workload(call, weight)
@@ -111,7 +124,7 @@ class _Finder:
     def _take_biases(self, layer: ConvLayer) -> ConvLayer:
         while (user := self._only_user(layer)) is not None and operator(user[1]) == "relax.add":
             other = _other(user[1], layer.root)
-            bias = _bias(other, len(layer.weight))
+            bias = _bias(other, layer.weight)
             if bias is None or static_shape(user[0]) != static_shape(layer.root):
                 break
             layer = self._extend(layer, user[0], bias=bias if layer.bias is None else layer.bias + bias)
@@ -169,7 +182,7 @@ class _Finder:
         return replace(layer, workload=replace(layer.workload, epilogue=epilogue))
 
 
-def _unsupported(call: relax.Call) -> str:
+def _unsupported(call: relax.Call, supported: Collection[str]) -> str:
     """Why no template takes this convolution; empty when one does."""
     name = str(operator(call)).removeprefix("relax.nn.")
     if name != "conv2d":
@@ -178,7 +191,7 @@ def _unsupported(call: relax.Call) -> str:
     if str(attrs.data_layout) != "NCHW" or str(attrs.kernel_layout) != "OIHW":
         return f"layout {attrs.data_layout}/{attrs.kernel_layout} stays dense"
     dtypes = {str(call.args[0].ty.dtype), str(call.args[1].ty.dtype), str(call.ty.dtype)}
-    if dtypes != {"float32"}:
+    if len(dtypes) > 1 or not dtypes <= set(supported):
         return f"dtype {'/'.join(sorted(dtypes))} stays dense"
     if static_shape(call.args[0]) is None:
         return "a shape that depends on the data stays dense"
@@ -192,7 +205,7 @@ def _workload(call: relax.Call, weight: Array) -> ConvWorkload:
     stride_h, stride_w, dilation_h, dilation_w = (int(step) for step in (*attrs.strides, *attrs.dilation))
     top, left, bottom, right = (int(pad) for pad in attrs.padding)
     stride, dilation, padding = (stride_h, stride_w), (dilation_h, dilation_w), (top, left, bottom, right)
-    return ConvWorkload(n, c, h, w, k, r, s, stride, padding, dilation, int(attrs.groups), "float32")
+    return ConvWorkload(n, c, h, w, k, r, s, stride, padding, dilation, int(attrs.groups), str(call.ty.dtype))
 
 
 def _other(call: relax.Call, var: relax.Var) -> Any:
@@ -200,8 +213,8 @@ def _other(call: relax.Call, var: relax.Var) -> Any:
     return right if left.same_as(var) else left
 
 
-def _bias(expr: Any, k: int) -> Array | None:
-    """The (k,) float32 values of a constant that broadcasts over everything but the channels of (n, k, p, q)."""
-    if not is_constant(expr) or (array := expr.value.numpy()).dtype != np.float32:
+def _bias(expr: Any, weight: Array) -> Array | None:
+    """The (k,) values of a constant that broadcasts over everything but the channels of (n, k, p, q)."""
+    if not is_constant(expr) or (array := expr.value.numpy()).dtype != weight.dtype:
         return None
-    return per_channel(array, k)
+    return per_channel(array, len(weight))

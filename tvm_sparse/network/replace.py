@@ -62,8 +62,7 @@ def make_kernel(layer: ConvLayer, decision: Decision, target: Target) -> tuple[K
             decision = replace(decision, reason=reason, tuned="default", template="", knobs={})
     density = layer.density if decision.kind == "sparse" else 1.0
     chosen = select(workload, density, target)
-    knobs = chosen.default(workload, density, target)
-    return chosen.kernel(workload, layer.weight, target, knobs), decision
+    return chosen.kernel(workload, layer.weight, target, density=density), decision
 
 
 def replace_layers(

@@ -10,7 +10,7 @@ from tvm.target import Target
 from tvm_sparse.errors import InputError
 from tvm_sparse.network.decide import decide
 from tvm_sparse.network.imported import ImportedModel
-from tvm_sparse.network.match import match_layers
+from tvm_sparse.network.match import match_layers, template_dtypes
 from tvm_sparse.network.siblings import merge_siblings
 from tvm_sparse.tuning.layers import Layer, distinct
 
@@ -31,7 +31,8 @@ def tunable_layers(models: Iterable[ImportedModel], target: Target, patterns: It
     models, wanted = list(models), list(patterns)
     layers, names = [], []
     for model in models:
-        for layer in merge_siblings(match_layers(model.module["main"], model.convolutions), "auto", target):
+        found = match_layers(model.module["main"], model.convolutions, template_dtypes(target))
+        for layer in merge_siblings(found, "auto", target):
             own = [layer.name, *(part.name for part in layer.merged)]
             names += own
             decision = decide(layer, "auto", gpu=target.kind.name == "cuda")
