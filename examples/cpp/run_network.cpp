@@ -256,6 +256,10 @@ void run(const Options& options) {
     tensors.push_back(allocate(whole));
     copy_in(tensors.back(), static_cast<void*>(arrays[i].data.data()), arrays[i].data.size());
   }
+  // On a GPU the outputs are arguments too, behind the inputs: it writes into the caller's memory.
+  std::vector<TensorSpec> wholes;
+  for (const TensorSpec& spec : metadata.outputs) wholes.push_back(n ? spec.resized(bucket) : spec);
+  for (size_t i = 0; cuda && i < wholes.size(); ++i) tensors.push_back(allocate(wholes[i]));
   std::vector<ffi::AnyView> arguments;
   for (const ffi::Tensor& tensor : tensors) arguments.emplace_back(tensor);
 
@@ -270,11 +274,12 @@ void run(const Options& options) {
   }
 
   ffi::Array<ffi::Tensor> outputs;
-  if (auto single = result.as<ffi::Tensor>()) outputs.push_back(*single);
+  if (cuda) outputs = ffi::Array<ffi::Tensor>(tensors.end() - static_cast<int64_t>(wholes.size()), tensors.end());
+  else if (auto single = result.as<ffi::Tensor>()) outputs.push_back(*single);
   else outputs = result.cast<ffi::Array<ffi::Tensor>>();
   for (size_t i = 0; i < metadata.outputs.size(); ++i) {
     const TensorSpec spec = n ? metadata.outputs[i].resized(n) : metadata.outputs[i];
-    std::string data((n ? spec.resized(bucket) : spec).bytes(), '\0');
+    std::string data(wholes[i].bytes(), '\0');
     copy_out(outputs[static_cast<int64_t>(i)], static_cast<void*>(data.data()), data.size());
     data.resize(spec.bytes());
     describe(spec, data);

@@ -27,8 +27,7 @@ from tvm_sparse.errors import InputError
 Result = TypeVar("Result")
 #: Requests handed out for each device: one that runs and one that waits, so that a device never does.
 REQUESTS_PER_DEVICE = 2
-#: Networks are loaded and run for the first time one after the other: while a CUDA graph is captured, other threads
-#: must not allocate.
+#: Networks are loaded one after the other: while a CUDA graph is captured, other threads must not allocate.
 _starting = threading.Lock()
 _Tasks = queue.SimpleQueue["tuple[Future[Any], Callable[[Network], Any]] | None"]
 
@@ -188,7 +187,7 @@ def _work(tasks: _Tasks, path: str | Path, device: str, threads: int | None, sta
     """The thread of a network: load it, then take one task after the other."""
     try:
         with _starting:
-            network = _started(path, device, threads)
+            network = load(path, device=device, threads=threads)
     except BaseException as error:
         started.set_exception(error)
         return
@@ -206,14 +205,6 @@ def _work(tasks: _Tasks, path: str | Path, device: str, threads: int | None, sta
 def _end(tasks: _Tasks, threads: int) -> None:
     for _ in range(threads):
         tasks.put(None)
-
-
-def _started(path: str | Path, device: str, threads: int | None) -> Network:
-    network = load(path, device=device, threads=threads)
-    if device != "cpu":
-        for bucket in network.metadata.batch.buckets if network.metadata.batch else (None,):
-            network(**network.random_inputs(0, bucket))
-    return network
 
 
 def _chosen(devices: Sequence[str] | None, metadata: Metadata) -> tuple[str, ...]:
