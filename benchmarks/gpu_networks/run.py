@@ -16,9 +16,14 @@ from benchmarks.gpu_networks.build import Job, prepare
 from benchmarks.gpu_networks.cases import chosen
 from benchmarks.gpu_networks.measure import Conditions, device_lost, measure_case
 from tvm_sparse.peers.candidates import Compiling
+from tvm_sparse.verification import HALF_PRECISION_STEPS
 
-#: Largest relative error of a right network, by its precision.
-TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
+#: Largest relative error of a right network, by its precision: as verification has it.
+TOLERANCES = {
+    "float32": 1e-4,
+    "float16": HALF_PRECISION_STEPS * 2.0**-10,
+    "bfloat16": HALF_PRECISION_STEPS * 2.0**-7,
+}
 
 
 def measure(

@@ -151,6 +151,31 @@ def test_bad_input_is_one_line(arguments, complaint, capsys):
     assert line.startswith("error: ") and complaint in line
 
 
+@pytest.mark.parametrize(
+    ("job", "options"),
+    [
+        (("llvm", 0, "none"), {"target": "llvm", "log": None}),
+        (("sm_90", 0, "shipped"), {"target": "cuda", "arch": "sm_90", "log": "shipped"}),
+        (("sm_90", 0, "a/log"), {"target": "cuda", "arch": "sm_90", "log": "a/log", "precision": "float16"}),
+    ],
+)
+def test_what_is_compiled_is_what_the_case_says(job, options, tmp_path, monkeypatch):
+    import tvm_sparse
+    from benchmarks.gpu_networks.build import Job, compile_network
+
+    class Compiled:
+        def export(self, path):
+            path.write_bytes(b"")
+
+    seen = []
+    monkeypatch.setattr(tvm_sparse, "compile", lambda model, **given: seen.append(given) or Compiled())
+    monkeypatch.setattr(Job, "key", "name")
+    monkeypatch.setattr(cases.Case, "model", lambda self, seed, folder: None)
+    built = compile_network(Job(Case("alexnet", 1, precision=options.get("precision", "float32")), *job), tmp_path)
+    assert seen == [{**options, "verify": False}] and built.library.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["name.json", "name.so"]
+
+
 def test_a_library_has_a_name_of_what_it_is_made_of(tmp_path):
     from benchmarks.gpu_networks.build import Job
 
