@@ -3,8 +3,8 @@
     block = (images, rows of the filter):
         for chunk of the input:
             tile := this chunk of the images                                                   (shared memory)
-            row = output channel, lane = nonzero:
-                part[image] += Σ_j values[j, lane] * tile[image, offsets[j, lane]]             (registers)
+            for own output channels, lane = nonzero:
+                part[own, image] += Σ_j values[j, lane] * tile[image, offsets[j, lane]]        (registers)
         sum := Σ over the lanes of a row                                                       (shuffles)
         out := activation(sum + bias + residual)
 
@@ -32,15 +32,17 @@ from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
 #: Lanes of a row: a warp or a part of it.
 LANES = (4, 8, 16, 32)
-#: Multiprocessors of a large GPU, each of which should have a block.
-PROCESSORS = 132
-#: Images of a block, and products a step is unrolled to.
-MOST_IMAGES, MOST_UNROLLED = 16, 128
+#: Images of a block of layers that were never tuned: 8 beat 16 and 4 at batch 32 of AlexNet's first linear layer.
+GOOD_IMAGES = 8
+#: Blocks that give nearly every multiprocessor of a large GPU one.
+FEWEST_BLOCKS = 125
+#: Images of a block, rows and sums of a thread, products a step is unrolled to.
+MOST_IMAGES, MOST_OWN, MOST_SUMS, MOST_UNROLLED = 16, 8, 64, 128
 _CHUNKS = (1, 2, 4, 8, 16, 32, 64)
 #: Bytes of a copy, of which chunks are whole multiples.
 COPY_BYTES = 16
-#: Shared memory of a block that leaves room for a second one.
-STAGED_BYTES = 96 * 1024
+#: Shared memory of a block of several images.
+STAGED_BYTES = 160 * 1024
 
 
 class CudaRow(Template):
@@ -63,6 +65,7 @@ class CudaRow(Template):
         return {
             "lanes": LANES,
             "rows": _divisors(workload.k, thread_limit(target) // min(LANES)),
+            "own_rows": _divisors(workload.k, MOST_OWN),
             "images": _divisors(workload.n, MOST_IMAGES),
             "chunks": _CHUNKS,
             "unroll": (1, 2, 4, 8),
@@ -71,16 +74,20 @@ class CudaRow(Template):
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
         row = density * workload.c_per_group * workload.r * workload.s
         lanes = next((lanes for lanes in reversed(LANES) if row >= 4 * lanes), min(LANES))
-        images = max(_divisors(workload.n, MOST_IMAGES))
+        images = max(_divisors(workload.n, GOOD_IMAGES))
         budget = min(STAGED_BYTES if images > 1 else shared_limit(target), shared_limit(target))
         chunked = [RowTiling(workload, 1, 1, chunks) for chunks in _CHUNKS]
         chunks = next((one.chunks for one in chunked if _bytes(one, images) <= budget), _CHUNKS[-1])
         while images > 1 and _bytes(RowTiling(workload, 1, 1, chunks), images) > shared_limit(target):
             images = max(_divisors(workload.n, images - 1))
-        wanted = max(1, workload.n // images * workload.k // PROCESSORS)
+        wanted = max(1, workload.n // images * workload.k // FEWEST_BLOCKS)
         rows = max(_divisors(workload.k, min(wanted, thread_limit(target) // lanes)))
+        # What is staged serves more rows where there are images enough to keep all multiprocessors busy.
+        sums = MOST_SUMS // images
+        own = max(_divisors(workload.k // rows, min(MOST_OWN, max(1, wanted // rows), sums)))
         unroll = next((u for u in (4, 2) if row / chunks >= 4 * u * lanes and u * images <= MOST_UNROLLED), 1)
-        return {"lanes": lanes, "rows": rows, "images": images, "chunks": chunks, "unroll": unroll}
+        row_knobs: dict[str, int | str] = {"lanes": lanes, "rows": rows, "own_rows": own, "unroll": unroll}
+        return {**row_knobs, "images": images, "chunks": chunks}
 
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> RowTiling:  # type: ignore[override]
         return RowTiling(workload, int(knobs["lanes"]), int(knobs["unroll"]), int(knobs["chunks"]))
@@ -98,33 +105,34 @@ class CudaRow(Template):
 
     def schedule(self, conv: DirectConv, tiling: RowTiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
         self._check(tiling, knobs, target)
-        rows, images = int(knobs["rows"]), int(knobs["images"])
+        rows, own_rows, images = (int(knobs[name]) for name in ("rows", "own_rows", "images"))
         sch = s_tir.Schedule(conv.prim_func())
         tile, part, total, out = (sch.get_sblock(name) for name in ("tile", "part", "sum", "out"))
         declare_whole_read(sch, part, "tile")
 
         i, k, p, q = sch.get_loops(out)
         i_outer, image = sch.split(i, [None, images])
-        k_outer, row = sch.split(k, [None, rows])
-        sch.reorder(i_outer, k_outer, row, image, p, q)
+        k_outer, row, own = sch.split(k, [None, rows, own_rows])
+        sch.reorder(i_outer, k_outer, row, own, image, p, q)
         block = sch.fuse(i_outer, k_outer)
         sch.bind(block, "blockIdx.x")
         sch.bind(row, "threadIdx.y")
         sch.compute_at(total, image, preserve_unit_loops=True)
         sch.set_scope(total, 0, "local")
         sch.bind(sch.get_loops(total)[-1], "threadIdx.x")
-        # Left to nvcc: TVM 0.27 refuses to lower what is several sums over threads once it has unrolled the loop.
+        # Left to nvcc: TVM 0.27 refuses to lower what is several sums over threads once it has unrolled the loops.
+        sch.unroll(own)
         sch.unroll(image)
-        sch.annotate(image, "pragma_unroll_explicit", 0)
+        sch.annotate(own, "pragma_unroll_explicit", 0)
 
         sch.compute_at(part, row, preserve_unit_loops=True)
         sch.set_scope(part, 0, "local")
-        own, _, lane, chunk, step, again = sch.get_loops(part)[-6:]
-        sch.reorder(lane, chunk, step, again, own)
+        image, own, lane, chunk, step, again = sch.get_loops(part)[-6:]
+        sch.reorder(lane, chunk, own, step, again, image)
         sch.bind(lane, "threadIdx.x")
         mark_row_length(sch, step)
-        sch.unroll(again)
-        sch.unroll(own)
+        for loop in (own, again, image):
+            sch.unroll(loop)
 
         sch.compute_at(tile, chunk, preserve_unit_loops=True)
         sch.set_scope(tile, 0, "shared.dyn")
@@ -134,7 +142,8 @@ class CudaRow(Template):
         sch.bind(x, "threadIdx.x")
         sch.vectorize(element)
         init = sch.decompose_reduction(part, chunk)
-        sch.unroll(sch.get_loops(init)[-1])
+        for loop in sch.get_loops(init)[-2:]:
+            sch.unroll(loop)
         return keep_own_lane(bind_row_length(sch.mod["main"]), "part_local")
 
     def _check(self, tiling: RowTiling, knobs: Knobs, target: Target) -> None:
@@ -142,11 +151,14 @@ class CudaRow(Template):
         limits = {
             "threads a block": (tiling.lanes * int(knobs["rows"]), thread_limit(target)),
             "bytes of shared memory a block": (self.shared_bytes(tiling, knobs), shared_limit(target)),
+            "sums a thread": (int(knobs["own_rows"]) * images, MOST_SUMS),
             "products a step": (tiling.unroll * images, MOST_UNROLLED),
         }
         for what, (needed, allowed) in limits.items():
             if needed > allowed:
                 raise InputError(f"{workload}: knobs {dict(knobs)}: {needed} {what}, {allowed} at most")
+        if workload.k % (int(knobs["rows"]) * int(knobs["own_rows"])):
+            raise InputError(f"{workload}: knobs {dict(knobs)}: a block's rows do not divide {workload.k}")
 
 
 def _bytes(tiling: RowTiling, images: int) -> int:

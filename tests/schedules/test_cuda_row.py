@@ -21,11 +21,12 @@ needs_gcc = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here"
 LINEAR = ConvWorkload(1, 300, 1, 1, 24, 1, 1, epilogue=Epilogue(bias=True, activation="relu"))
 CASES = {
     "linear": (LINEAR, {}),
-    "batch": (replace(LINEAR, n=6), {"images": 3, "rows": 4}),
+    "batch": (replace(LINEAR, n=6), {"images": 3, "rows": 4, "own_rows": 1}),
+    "rows of a thread": (replace(LINEAR, n=2), {"images": 2, "rows": 4, "own_rows": 3, "chunks": 2}),
     "chunks that end early": (replace(LINEAR, n=2, c=301), {"images": 2, "chunks": 4}),
     "empty chunks": (replace(LINEAR, c=40), {"chunks": 16}),
-    "part of a warp": (LINEAR, {"lanes": 4, "rows": 6, "unroll": 8}),
-    "residual": (replace(LINEAR, epilogue=Epilogue(True, True, "silu")), {"rows": 12}),
+    "part of a warp": (LINEAR, {"lanes": 4, "rows": 6, "own_rows": 2, "unroll": 8}),
+    "residual": (replace(LINEAR, epilogue=Epilogue(True, True, "silu")), {"rows": 12, "own_rows": 1}),
     "a prime number of rows": (replace(LINEAR, k=23), {}),
     "the whole image": (
         ConvWorkload(2, 6, 5, 4, 10, 5, 4, epilogue=Epilogue(activation="clip", bounds=(-1.0, 1.0))),
@@ -53,7 +54,7 @@ def test_any_density(density):
 @needs_gcc
 def test_drawn_knobs():
     choose, passed = seeded_choose(5), 0
-    for seed in range(10):
+    for seed in range(20):
         n, c, k = choose((1, 2, 6)), choose((1, 33, 64, 200)), choose((1, 7, 30, 32))
         case = Case(replace(LINEAR, n=n, c=c, k=k), 0.3, "", seed)
         passed += check("cuda_row", case, GPU, **drawn_knobs("cuda_row", case, GPU))
@@ -88,19 +89,27 @@ def test_what_it_cannot_run(workload, target, reason):
     assert reason in template("cuda_row").applies(workload, target)
 
 
-def test_knobs_beyond_the_limits_are_refused():
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chunks": 1}, "bytes of shared memory"),
+        ({"unroll": 16}, "products a step"),
+        ({"rows": 2, "own_rows": 8}, "sums a thread"),
+        ({"rows": 64}, "threads a block"),
+        ({"rows": 24, "own_rows": 2}, "do not divide 24"),
+    ],
+)
+def test_knobs_beyond_the_limits_are_refused(changes, message):
     case = Case(replace(LINEAR, n=16, c=9216), 0.1, "", 1)
-    for changes in ({"chunks": 1}, {"unroll": 8, "images": 16, "chunks": 64, "rows": 1, "lanes": 32}, {"rows": 3000}):
-        if changes.get("unroll") == 8:
-            assert kernel("cuda_row", case, GPU, **changes).knobs["unroll"] == 8
-            continue
-        with pytest.raises(InputError, match="at most"):
-            kernel("cuda_row", case, GPU, **changes)
+    fitting = {"lanes": 32, "rows": 4, "own_rows": 1, "images": 16, "chunks": 64, "unroll": 1}
+    assert kernel("cuda_row", case, GPU, **fitting)
+    with pytest.raises(InputError, match=message):
+        kernel("cuda_row", case, GPU, **{**fitting, **changes})
 
 
 def test_the_defaults_of_linear_layers_fill_a_gpu():
     for n, c, k in ((1, 9216, 4096), (1, 4096, 1000), (32, 9216, 4096), (32, 4096, 1000), (1, 25088, 4096)):
         workload = ConvWorkload(n, c, 1, 1, k, 1, 1)
         knobs = template("cuda_row").default(workload, 0.1, GPU)
-        blocks = n // int(knobs["images"]) * (k // int(knobs["rows"]))
-        assert 128 <= blocks <= 512 and int(knobs["rows"]) * int(knobs["lanes"]) >= 128, knobs
+        blocks = n // int(knobs["images"]) * (k // (int(knobs["rows"]) * int(knobs["own_rows"])))
+        assert 125 <= blocks <= 512 and int(knobs["rows"]) * int(knobs["lanes"]) >= 128, knobs

@@ -30,7 +30,7 @@ KERNELS = {
     ),
     "cuda_pixel_nonzero_blocks": (GPU, 0.1, {"split_over": "blocks"}),
     "cuda_pattern": (GPU, 0.02, {"rows_per_group": 8, "stages": 2}),
-    "cuda_row": (GPU, 0.1, {"images": 2, "chunks": 2, "unroll": 2}),
+    "cuda_row": (GPU, 0.1, {"images": 2, "own_rows": 2, "chunks": 2, "unroll": 2}),
     "fallback": (AVX512, 0.1, {}),
     "fallback_cuda": (GPU, 0.1, {}),
 }
