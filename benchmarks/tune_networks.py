@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 FILE = Path(__file__).with_name("tuning_layers.json")
+#: Networks whose linear layers are worth pruning.
+LINEAR = ("alexnet", "vgg16")
 #: Trials of a layer in turn: few, where there are many layers and little time.
 ROUND = 6
 
@@ -38,7 +40,8 @@ def write_list() -> None:
     targets = make_target("llvm"), make_target("cuda", arch="sm_90")
     rows = []
     for name in NAMES:
-        model = import_model(build(name, batch=1, sparsity=0.9, seed=0))
+        linear_sparsity = 0.9 if name in LINEAR else 0.0
+        model = import_model(build(name, batch=1, sparsity=0.9, seed=0, linear_sparsity=linear_sparsity))
         both = [layer for target in targets for layer in tunable_layers([model], target)]
         found = {(layer.workload, layer.density < 0.5): layer for layer in both}
         for layer in found.values():

@@ -24,7 +24,7 @@ LAYOUTS = {
     "three tensors": ([Slice(5, 1, 0), Slice(3, 0, 4), Slice(4, 2, 0)], [7, 5, 6]),
     "two slices of one tensor": ([Slice(5, 0, 7), Slice(7, 0, 0)], [12]),
 }
-TEMPLATES = ("cpu_vector", "fallback", "cuda_pixel", "cuda_pixel_nonzero", "cuda_pattern")
+TEMPLATES = ("cpu_vector", "fallback", "cuda_pixel", "cuda_pixel_nonzero", "cuda_pattern", "cuda_dense")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
