@@ -19,12 +19,13 @@ from random import Random
 from typing import Any
 
 from benchmarks.records import RESULTS, record
-from tvm_sparse.tuning.cost_model import CostModel, Subject
+from tvm_sparse.tuning.cost_model import CostModel, Subject, no_estimate
 from tvm_sparse.tuning.log_files import read_log
 from tvm_sparse.tuning.records import Record
 from tvm_sparse.tuning.search import LayerSearch
 from tvm_sparse.tuning.selection import best, by_key, deduplicated
-from tvm_sparse.tuning.space import Point
+from tvm_sparse.tuning.space import Estimate, Point, estimator
+from tvm_sparse.tvm_support import cuda_target
 
 WITHIN = 1.05
 BATCH = 8
@@ -35,17 +36,24 @@ SEARCHES = ("random", "guided", "guided+transfer")
 class TableSpace:
     """The points of a layer that a log knows, in place of all there are."""
 
-    def __init__(self, records: Sequence[Record]) -> None:
+    def __init__(self, records: Sequence[Record], estimate: Estimate) -> None:
+        self._layer, self._estimate = (records[0].workload, records[0].density), estimate
         self._points = [point_of(one) for one in records]
         default = next((one for one in records if one.source == "default"), records[0])
-        self._default = point_of(default)
-        self._seeds = [point_of(one) for one in records if one.source in ("default", "seed")]
+        seeds = [point_of(one) for one in records if one.source in ("default", "seed")]
+        self.starts = list(dict.fromkeys([point_of(default), *seeds]))
 
-    def untuned(self, kind: str) -> Point:
-        return self._default
+    def fits(self, point: Point) -> bool:
+        """Whatever stands in the table was tried."""
+        return True
 
-    def defaults(self) -> list[Point]:
-        return self._seeds
+    def likely(self, rng: Random, draws: int) -> Point:
+        """As LayerSpace.likely."""
+        first = self.random(rng)
+        if self._estimate(*self._layer, first) is None:
+            return first
+        points = [point for point in rng.choices(self._points, k=draws) if point.template == first.template]
+        return min([first, *points], key=lambda point: self._estimate(*self._layer, point) or 0.0)
 
     def random(self, rng: Random) -> Point:
         return rng.choice(self._points)
@@ -82,16 +90,19 @@ def point_of(one: Record) -> Point:
     return Point.of(one.template, one.knobs)
 
 
-def replay(group: Sequence[Record], others: Sequence[Record], search: str, seed: int) -> Replay:
+def replay(
+    group: Sequence[Record], others: Sequence[Record], search: str, seed: int, estimate: Estimate = no_estimate
+) -> Replay:
     """Search the table of a layer until a point within 5 % of its best is found."""
     first = group[0]
     fastest = best(group)
     assert fastest is not None and fastest.time_us is not None
     known = {point_of(one): one for one in group}
-    model = None if search == "random" else CostModel(seed=seed)
+    model = None if search == "random" else CostModel(estimate, seed=seed)
     neighbours = others if search == "guided+transfer" else ()
     subject = Subject(first.workload, first.density, first.rows)
-    found = LayerSearch(subject, TableSpace(group), model, neighbours=lambda: neighbours, seed=seed)
+    table = TableSpace(group, estimate)
+    found = LayerSearch(subject, table, model, starts=lambda: table.starts, neighbours=lambda: neighbours, seed=seed)
     if search == "random":  # the plain order of a table, without the defaults first
         found.skip_starts()
     tried: list[Record] = []
@@ -142,12 +153,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS / "tuning_efficiency.json")
     options = parser.parse_args()
     records = deduplicated(read_log(options.log).records)
+    estimate: Estimate = no_estimate
+    if records and records[0].site.arch.startswith("sm_"):
+        estimate = estimator(cuda_target(records[0].site.arch))
     groups = [group for group in by_key(records).values() if len(group) >= FEWEST and best(group)]
     replays = []
     for group in groups:
         others = [one for one in records if one.workload != group[0].workload]
         for search in SEARCHES:
-            replays += [replay(group, others, search, seed) for seed in range(options.seeds)]
+            replays += [replay(group, others, search, seed, estimate) for seed in range(options.seeds)]
             print(search, replays[-1], flush=True)
     rows = summarize(replays)
     for row in rows:

@@ -73,6 +73,10 @@ class Template(ABC):
         """Knobs that ask less of the target, where a filter makes the default ask too much; None if there are none."""
         return None
 
+    def estimate_us(self, workload: ConvWorkload, density: float, knobs: Knobs, target: Target) -> float | None:
+        """Microseconds that these knobs should take, by rule; infinite where they do not fit, None without a rule."""
+        return None
+
     @abstractmethod
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> Tiling | PairTiling:
         """How these knobs cut pixels and channels."""

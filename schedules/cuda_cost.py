@@ -9,8 +9,9 @@ estimates, held against times on an H200 (docs/gpu-performance.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 from tvm.target import Target
@@ -97,10 +98,35 @@ def _runs(tiling: WarpTiling | PairTiling) -> int:
     return min(images, tiling.workload.n) * (1 if whole_rows else min(rows, tiling.workload.p))
 
 
+def estimate_fitting(
+    tiling: WarpTiling | PairTiling,
+    knobs: Knobs,
+    density: float,
+    target: Target,
+    shared_bytes: Callable[[int], int],
+) -> float:
+    """Microseconds as by `estimate`; infinite where a block does not fit. `shared_bytes` takes a segment's entries."""
+    found = estimate(tiling, knobs, density)
+    warps = int(knobs["warps"]) * (tiling.splits if knobs.get("split_over") == "warps" else 1)
+    try:
+        tiles.check_block(tiling.workload, target, knobs, warps, shared_bytes(found.entries))
+    except InputError:
+        return math.inf
+    return found.time_us
+
+
 def cheapest(
     workload: ConvWorkload, density: float, target: Target, splits: tuple[int, ...] = ()
 ) -> tuple[float, dict[str, int | str]]:
     """Microseconds and knobs of the cheapest kernel: of cuda_pixel, or of cuda_pixel_nonzero if `splits` are given."""
+    time_us, knobs = _cheapest(workload, density, target, splits)
+    return time_us, dict(knobs)
+
+
+@lru_cache(maxsize=1024)
+def _cheapest(
+    workload: ConvWorkload, density: float, target: Target, splits: tuple[int, ...]
+) -> tuple[float, dict[str, int | str]]:
     best: tuple[float, dict[str, int | str]] | None = None
     for tiling, knobs in _candidates(workload, density, splits):
         found = estimate(tiling, knobs, density)

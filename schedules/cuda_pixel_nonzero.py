@@ -55,6 +55,17 @@ class CudaPixelNonzero(Template):
     def smaller(self, workload: ConvWorkload, knobs: Knobs) -> dict[str, int | str] | None:
         return cuda_cost.smaller(workload, knobs)
 
+    def estimate_us(self, workload: ConvWorkload, density: float, knobs: Knobs, target: Target) -> float:
+        if knobs["split_over"] == "warps" and not _shared_evenly(knobs, int(knobs["splits"])):
+            return math.inf
+        try:
+            tiling = self.tiling(workload, knobs)
+        except InputError:
+            return math.inf
+        return cuda_cost.estimate_fitting(
+            tiling, knobs, density, target, lambda entries: self.shared_bytes(tiling, knobs, entries)
+        )
+
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> WarpTiling:
         lanes, pixels = tiles.extents(knobs["lanes"]), tiles.extents(knobs["pixels"])
         return WarpTiling(workload, lanes, pixels, int(knobs["channels"]), int(knobs["splits"]))

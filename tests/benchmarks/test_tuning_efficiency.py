@@ -11,6 +11,7 @@ from benchmarks.tune_networks import FILE, layers
 from benchmarks.tuning_efficiency import SEARCHES, WITHIN, TableSpace, point_of, replay, summarize
 from tests.tuning.making import record
 from tests.tuning.test_search import measured, space
+from tvm_sparse.tuning.cost_model import no_estimate
 from tvm_sparse.tuning.records import Record
 from tvm_sparse.workload import ConvWorkload
 
@@ -39,9 +40,9 @@ def test_replay_finds_what_is_in_the_table_and_asks_nothing_else() -> None:
 
 def test_a_table_knows_its_nearest_point() -> None:
     records = table(WORKLOADS[0])
-    known = TableSpace(records)
+    known = TableSpace(records, no_estimate)
     point = point_of(records[7])
-    assert known.fitted(point) == point and known.untuned("sparse") == point_of(records[0])
+    assert known.fitted(point) == point and known.starts == [point_of(records[0])]
     assert known.fitted(point.of("unheard", point.knobs)) is None
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.stand_in_cudart import STREAM, install, journal
 from tvm_sparse.cuda import runtime as cuda_runtime
-from tvm_sparse.cuda.graph_timer import GraphTimer
+from tvm_sparse.cuda.graph_timer import WARM_UPS, GraphTimer
 
 
 @pytest.fixture
@@ -17,11 +17,12 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return install(tmp_path, monkeypatch)
 
 
-def call_on(runtime: Any) -> Any:
+def call_on(runtime: Any, numbers: list[int]) -> Any:
     """A call that notes the stream that TVM would launch on."""
     from tvm_ffi import core
 
-    def call() -> None:
+    def call(number: int = 0) -> None:
+        numbers.append(number)
         previous = core._env_set_current_stream(2, 1, 0)
         core._env_set_current_stream(2, 1, previous)
         runtime.note_call(getattr(previous, "value", previous) or 0)
@@ -31,9 +32,10 @@ def call_on(runtime: Any) -> Any:
 
 def test_times_of_captured_calls(runtime: Any) -> None:
     timer = GraphTimer(1)
-    call = call_on(runtime)
+    call = call_on(runtime, numbers := [])
     timer.warm(call)
     assert timer.calls_us(call, calls=3, repeats=2) == [2000.0, 2000.0]
+    assert numbers == [0, 0, 1, 2]
     stream = f"{STREAM:x}"
     launch = f"launch:7c0000000001,{stream}"
     assert journal(runtime) == [
@@ -44,7 +46,7 @@ def test_times_of_captured_calls(runtime: Any) -> None:
         *[f"call:{stream}"] * 3,
         f"end:{stream}",
         "instantiate:7d0000000001,0",
-        *[launch] * 3,
+        *[launch] * (WARM_UPS + 2),
         "free:7c0000000001",
         "free:7d0000000001",
     ]
@@ -54,7 +56,7 @@ def test_a_call_that_cannot_be_captured_is_an_error(runtime: Any) -> None:
     timer = GraphTimer(0)
     runtime.fail_capture()
     with pytest.raises(RuntimeError, match="cudaStreamEndCapture: not permitted when stream is capturing"):
-        timer.calls_us(lambda: None, calls=1, repeats=1)
+        timer.calls_us(lambda number: None, calls=1, repeats=1)
 
 
 def test_no_runtime_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

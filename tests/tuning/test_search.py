@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tvm_sparse.targets import make_target
 from tvm_sparse.tuning.cost_model import CostModel, Subject
 from tvm_sparse.tuning.records import Record, Rows
 from tvm_sparse.tuning.search import LayerSearch, distance
-from tvm_sparse.tuning.space import LayerSpace, Point
+from tvm_sparse.tuning.space import LayerSpace, Point, estimator
 from tvm_sparse.tvm_support import cuda_target
 from tvm_sparse.workload import ConvWorkload
 
@@ -26,6 +27,11 @@ SUBJECT = Subject(WORKLOAD, 0.1, Rows(57.0, 80, 1, ""))
 
 def space(workload: ConvWorkload = WORKLOAD) -> LayerSpace:
     return LayerSpace(workload, 0.1, TARGET)
+
+
+def search_of(model: CostModel | None, **settings: Any) -> LayerSearch:
+    one = space()
+    return LayerSearch(SUBJECT, one, model, starts=lambda: one.starts("sparse"), **settings)
 
 
 def made_up_us(point: Point) -> float:
@@ -58,20 +64,27 @@ def best_of(points: list[Point]) -> float:
 
 def test_defaults_come_first_then_neighbours_and_nothing_twice() -> None:
     one = space()
-    winner = Point.of("cpu_vector", {**one.untuned("sparse").knobs, "rows": 16, "cols": 16, "channels": 8})
+    winner = Point.of("cpu_vector", {**one.starts("sparse")[0].knobs, "rows": 16, "cols": 16, "channels": 8})
     smaller = ConvWorkload(1, 32, 14, 14, 32, 3, 3, padding=(1, 1, 1, 1))
-    search = LayerSearch(SUBJECT, one, CostModel(), neighbours=lambda: [measured(winner, smaller, time_us=1.0)], seed=1)
+    search = LayerSearch(
+        SUBJECT,
+        one,
+        CostModel(),
+        starts=lambda: one.starts("sparse"),
+        neighbours=lambda: [measured(winner, smaller, time_us=1.0)],
+        seed=1,
+    )
     proposals = list(itertools.islice(search.proposals(), 200))
     assert len({proposal.point for proposal in proposals}) == 200
-    assert proposals[0].point == one.untuned("sparse") and proposals[0].source == "default"
+    assert proposals[0].point == one.starts("sparse")[0] and proposals[0].source == "default"
     sources = [proposal.source for proposal in proposals]
     assert sources[1] == "seed" and sources[2] == "transfer" and set(sources[3:]) == {"random"}
     assert proposals[2].point.knobs["rows"] == 14  # moved to the nearest that this layer has
 
 
 def test_a_layer_that_runs_dense_untuned_starts_dense() -> None:
-    search = LayerSearch(SUBJECT, space(), None, untuned="dense")
-    assert next(search.proposals()).point == space().untuned("dense") != space().untuned("sparse")
+    assert space().starts("dense")[0] != space().starts("sparse")[0]
+    assert set(space().starts("dense")) == set(space().starts("sparse"))
 
 
 def test_guided_search_needs_far_fewer_trials_than_random() -> None:
@@ -81,10 +94,10 @@ def test_guided_search_needs_far_fewer_trials_than_random() -> None:
     other = ConvWorkload(1, 96, 14, 14, 48, 3, 3, padding=(1, 1, 1, 1))
     known = [measured(space(other).random(rng), other) for _ in range(200)]
     for seed in range(3):
-        counts["random"].append(trials_to_within(LayerSearch(SUBJECT, space(), None, seed=seed), None, goal_us, []))
+        counts["random"].append(trials_to_within(search_of(None, seed=seed), None, goal_us, []))
         for name, records in (("guided", []), ("transfer", known)):
             model = CostModel(seed=seed)
-            search = LayerSearch(SUBJECT, space(), model, neighbours=lambda r=records: r, seed=seed)
+            search = search_of(model, neighbours=lambda r=records: r, seed=seed)
             counts[name].append(trials_to_within(search, model, goal_us, records))
     means = {name: float(np.exp(np.mean(np.log(numbers)))) for name, numbers in counts.items()}
     assert means["random"] > 3 * means["guided"] and means["guided"] <= 128
@@ -94,7 +107,9 @@ def test_guided_search_needs_far_fewer_trials_than_random() -> None:
 def test_a_small_space_is_exhausted() -> None:
     workload = ConvWorkload(1, 1, 1, 4, 1, 1, 1, groups=1)
     one = LayerSpace(workload, 1.0, TARGET)
-    points = [proposal.point for proposal in LayerSearch(Subject(workload, 1.0, SUBJECT.rows), one, None).proposals()]
+    subject = Subject(workload, 1.0, SUBJECT.rows)
+    search = LayerSearch(subject, one, None, starts=lambda: one.starts("dense"))
+    points = [proposal.point for proposal in search.proposals()]
     assert len(points) == len(set(points)) and one.size * 0.9 <= len(points) <= one.size + 2
 
 
@@ -115,6 +130,37 @@ def test_failures_and_refusals_count_as_bad() -> None:
     predicted = model.predict(SUBJECT, fresh)
     high = np.array([int(point.knobs["rows"]) > 6 for point in fresh])
     assert predicted[high].mean() > predicted[~high].mean() + 1
+
+
+def test_likely_points_are_the_best_by_rule_and_what_does_not_fit_is_left_out() -> None:
+    one, rng = LayerSpace(WORKLOAD, 0.1, cuda_target("sm_90")), Random(1)
+    drawn = [point for point in (one.random(rng) for _ in range(200)) if one.estimate_us(point) is not None]
+    likely = [point for point in (one.likely(rng, 24) for _ in range(20)) if one.estimate_us(point) is not None]
+    assert drawn and likely and max(map(one.estimate_us, likely)) < np.median([one.estimate_us(p) for p in drawn])
+    assert not all(map(one.fits, drawn)) and all(map(one.fits, likely))
+    pattern = [one.random(rng) for _ in range(50)]
+    assert any(point.template == "cuda_pattern" and one.fits(point) for point in pattern)  # it has no rule
+
+
+def test_a_filter_too_large_for_a_template_leaves_it_out() -> None:
+    workload = ConvWorkload(1, 512, 14, 14, 512, 3, 3, padding=(1, 1, 1, 1))
+    templates = [{LayerSpace(workload, density, cuda_target("sm_90")).random(Random(seed)).template
+                  for seed in range(40)} for density in (0.01, 0.1)]  # fmt: skip
+    assert templates[0] - templates[1] == {"cuda_pattern"}
+
+
+def test_a_model_that_knows_estimates_ranks_better() -> None:
+    rng, estimate = Random(2), estimator(cuda_target("sm_90"))
+    one = LayerSpace(WORKLOAD, 0.1, cuda_target("sm_90"), estimate=estimate)
+    points = [p for p in (one.random(rng) for _ in range(400)) if math.isfinite(one.estimate_us(p) or math.inf)]
+    times = {p: float(one.estimate_us(p) or 0) * rng.uniform(1.0, 1.2) for p in points}
+    seen, unseen = points[:24], points[24:]
+    truth, errors = np.log2([times[p] for p in unseen]), []
+    for model in (CostModel(), CostModel(estimate)):
+        model.fit([record(workload=WORKLOAD, template=p.template, knobs=p.knobs, time_us=times[p]) for p in seen])
+        predicted = model.predict(SUBJECT, unseen)
+        errors.append(np.std(predicted - truth))
+    assert errors[1] < 0.6 * errors[0]
 
 
 @given(st.integers(0, 2**31), st.sampled_from(["llvm", "cuda"]))

@@ -245,7 +245,7 @@ class WarpTiling:
         """The buffer as (runs, elements of a run): copies at the same place of two runs differ by a constant."""
         return (self.images, self.image_stride) if self.whole_planes else (self.channels, self.channel_stride)
 
-    @property
+    @cached_property
     def elements(self) -> int:
         """Elements of the buffer of one tile and chunk."""
         runs, length = self.copy_shape

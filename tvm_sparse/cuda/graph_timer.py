@@ -14,6 +14,9 @@ from tvm_sparse.cuda.runtime import CudaRuntime
 
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed: work of other streams does not disturb a capture
 
+#: Launches before the timed ones: the clock of a GPU that has waited takes some milliseconds to rise.
+WARM_UPS = 3
+
 
 class GraphTimer:
     """A stream of its own on one GPU, and calls on it.
@@ -31,10 +34,11 @@ class GraphTimer:
         self._stream = self._cuda.made("cudaStreamCreate")
         self._begin, self._end = self._cuda.made("cudaEventCreate"), self._cuda.made("cudaEventCreate")
 
-    def calls_us(self, call: Callable[[], Any], *, calls: int, repeats: int) -> list[float]:
-        """Microseconds of one of `calls` captured calls, `repeats` times; the call has run before."""
+    def calls_us(self, call: Callable[[int], Any], *, calls: int, repeats: int) -> list[float]:
+        """Microseconds of one of `calls` captured calls, which are numbered, `repeats` times; all have run before."""
         with self._current(), self._captured(call, calls) as graph:
-            self._cuda("cudaGraphLaunch", graph, self._stream)
+            for _ in range(WARM_UPS):
+                self._cuda("cudaGraphLaunch", graph, self._stream)
             times = []
             for _ in range(repeats):
                 self._cuda("cudaEventRecord", self._begin, self._stream)
@@ -53,12 +57,12 @@ class GraphTimer:
             self._cuda("cudaStreamSynchronize", self._stream)
 
     @contextmanager
-    def _captured(self, call: Callable[[], Any], calls: int) -> Iterator[ctypes.c_void_p]:
+    def _captured(self, call: Callable[[int], Any], calls: int) -> Iterator[ctypes.c_void_p]:
         graph, runnable = ctypes.c_void_p(), ctypes.c_void_p()
         self._cuda("cudaStreamBeginCapture", self._stream, _RELAXED)
         try:
-            for _ in range(calls):
-                call()
+            for number in range(calls):
+                call(number)
         finally:
             self._cuda("cudaStreamEndCapture", self._stream, ctypes.byref(graph))
         try:

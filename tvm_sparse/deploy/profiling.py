@@ -155,9 +155,9 @@ def _gpu_timer(index: int) -> Callable[[Callable[[], Any]], float]:
 
     def time_us(call: Callable[[], Any]) -> float:
         timer.warm(call)
-        (once,) = timer.calls_us(call, calls=4, repeats=1)
+        (once,) = timer.calls_us(lambda _: call(), calls=4, repeats=1)
         calls = min(_MOST_CALLS, max(1, math.ceil(_LEAST_US / once)))
-        return statistics.median(timer.calls_us(call, calls=calls, repeats=_REPEATS))
+        return statistics.median(timer.calls_us(lambda _: call(), calls=calls, repeats=_REPEATS))
 
     return time_us
 

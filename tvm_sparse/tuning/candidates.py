@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,8 +29,10 @@ TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
 REPEATS, REPEAT_US, MOST_CALLS = 11, 1000.0, 500
 #: Repeats go on while the quartiles are further apart than this share, so many times at most.
 STEADY, MOST_ROUNDS = 0.1, 3
+#: Copies of a GPU kernel's code that calls rotate over.
+COPIES = 4
 #: A candidate this much slower than the best so far is timed briefly: its exact time does not matter.
-HOPELESS, FEW_REPEATS = 2.5, 2
+HOPELESS, FEW_REPEATS, PAUSE_S = 2.5, 2, 0.05
 #: Nonzeros among all weights, and values stored for each nonzero, from which on a filter runs as a dense one.
 DENSE_FROM, MOSTLY_ZEROS = 0.75, 1.5
 
@@ -86,6 +90,13 @@ def ready_to_run(place: Place) -> None:
         tvm.get_global_func("runtime.config_threadpool")(share_all, place.threads, cpus)
 
 
+def starts(workload: ConvWorkload, density: float, target: Any, untuned: str) -> list[Any]:
+    """The points a search on a layer starts from, see LayerSpace.starts; some templates take a second for theirs."""
+    from tvm_sparse.tuning.space import LayerSpace
+
+    return LayerSpace(workload, density, target).starts(untuned)
+
+
 def schedule(
     files: str, folder: str, workload: ConvWorkload, target: Any, template_name: str, knobs: Knobs
 ) -> tuple[str, str]:
@@ -137,7 +148,7 @@ def measure(files: str, folder: str, workload: ConvWorkload, best_us: float) -> 
     """Run FILES.so where this process was made ready to, on its layer's inputs: for its result, then for its time.
 
     The output starts as NaN; a result that is wrong is not timed. `best_us` is the best time of the layer so far,
-    infinite at first.
+    infinite at first and where the time matters in any case.
     """
     import tvm
 
@@ -153,7 +164,7 @@ def measure(files: str, folder: str, workload: ConvWorkload, best_us: float) -> 
         error = error_of(out.numpy(), np.load(f"{folder}/expected.npy"))
         if error > TOLERANCE[workload.dtype]:
             return Timing((), error, "")
-        times, timer = _time(module, device, tensors, best_us)
+        times, timer = _time(f"{files}.so", module, device, tensors, best_us)
     return Timing(tuple(times), error, timer)
 
 
@@ -194,11 +205,11 @@ def _session(place: Place, library: str) -> Any:
     return remote_candidate(place, library)
 
 
-def _time(module: Any, device: Any, tensors: list[Any], best_us: float) -> tuple[Sequence[float], str]:
+def _time(library: str, module: Any, device: Any, tensors: list[Any], best_us: float) -> tuple[Sequence[float], str]:
     """Times of one call in microseconds, from the best timer there is."""
     if _place.kind == "cuda" and _place.tracker is None:
         try:
-            return _by_graph(module, tensors, best_us), "graph"
+            return _by_graph(library, module, tensors, best_us), "graph"
         except RuntimeError:
             device.sync()  # a call that cannot be captured is timed as it is
 
@@ -209,25 +220,42 @@ def _time(module: Any, device: Any, tensors: list[Any], best_us: float) -> tuple
     return _adaptively(times_us, best_us), "events" if _place.kind == "cuda" else "clock"
 
 
-def _by_graph(module: Any, tensors: list[Any], best_us: float) -> Sequence[float]:
+def _by_graph(library: str, module: Any, tensors: list[Any], best_us: float) -> Sequence[float]:
+    """Times of calls in a CUDA graph that find none of their code in the instruction cache, as in a network."""
     from tvm_sparse.cuda.graph_timer import GraphTimer
 
     global _timer
     if _timer is None:
         _timer = GraphTimer(_place.index)
-    timer, main = _timer, module["main"]
-    timer.warm(lambda: main(*tensors))
+    timer, mains = _timer, [module["main"], *(_copy(library, number)["main"] for number in range(1, COPIES))]
+    for main in mains:
+        timer.warm(lambda main=main: main(*tensors))
 
     def times_us(calls: int, repeats: int) -> list[float]:
-        return timer.calls_us(lambda: main(*tensors), calls=calls, repeats=repeats)
+        return timer.calls_us(lambda number: mains[number % COPIES](*tensors), calls=calls, repeats=repeats)
 
-    return _adaptively(times_us, best_us)
+    return _adaptively(times_us, best_us, fewest=COPIES)
 
 
-def _adaptively(times_us: Callable[[int, int], list[float]], best_us: float) -> Sequence[float]:
-    """Enough calls for a steady time; few of a candidate that is far behind."""
-    first = min(times_us(1, 2))
-    calls = max(1, min(MOST_CALLS, int(REPEAT_US / max(first, 0.1))))
+def _copy(library: str, number: int) -> Any:
+    """A candidate loaded once more, with code of its own on the device."""
+    import tvm
+
+    copy = f"{library}.{number}.so"
+    try:
+        return tvm.runtime.load_module(shutil.copy(library, copy))
+    finally:
+        Path(copy).unlink(missing_ok=True)
+
+
+def _adaptively(times_us: Callable[[int, int], list[float]], best_us: float, fewest: int = 1) -> Sequence[float]:
+    """Enough calls for a steady time, the fewest at once given; few of a candidate that is far behind."""
+    first = min(times_us(fewest, 2))
+    if first > HOPELESS * best_us:
+        # On a CPU whose core someone else took, every call takes a scheduler's tick for a while.
+        time.sleep(PAUSE_S)
+        first = min(first, *times_us(fewest, 2))
+    calls = max(fewest, min(MOST_CALLS, int(REPEAT_US / max(first, 0.1))))
     if first > HOPELESS * best_us:
         return times_us(calls, FEW_REPEATS)
     times: list[float] = []

@@ -17,7 +17,7 @@ from tvm_sparse.errors import CompileError
 from tvm_sparse.tuning.features import layer_features, point_features
 from tvm_sparse.tuning.records import Record, Rows
 from tvm_sparse.tuning.selection import by_key
-from tvm_sparse.tuning.space import Point
+from tvm_sparse.tuning.space import Estimate, Point
 from tvm_sparse.workload import ConvWorkload
 
 #: Targets are clipped here, and this is what a candidate that failed counts as: eight times the reference.
@@ -39,6 +39,11 @@ SETTINGS = {
 }
 
 
+def no_estimate(workload: ConvWorkload, density: float, point: Point) -> float | None:
+    """Where there is no rule."""
+    return None
+
+
 @dataclass(frozen=True)
 class Subject:
     """A layer as the model sees it."""
@@ -51,13 +56,17 @@ class Subject:
 class CostModel:
     """Ranks points. Not fitted, it knows nothing: `ready` is False.
 
+    Parameters
+    ----------
+    estimate : gives the template's own estimate of a point, for a workload and density, or None where it has none
+
     Raises
     ------
     CompileError
         XGBoost is not installed.
     """
 
-    def __init__(self, *, seed: int = 0) -> None:
+    def __init__(self, estimate: Estimate = no_estimate, *, seed: int = 0) -> None:
         try:
             import xgboost
         except ImportError:
@@ -65,6 +74,7 @@ class CostModel:
         self._xgboost = xgboost
         self._settings = {**SETTINGS, "seed": seed}
         self._columns: dict[str, int] = {}
+        self._estimate = estimate
         self._refused: list[dict[str, float]] = []
         self._booster: Any = None
 
@@ -74,8 +84,7 @@ class CostModel:
 
     def refuse(self, subject: Subject, point: Point) -> None:
         """Learn from now on that a template refuses a point."""
-        shared = layer_features(subject.workload, subject.density, subject.rows)
-        self._refused = [*self._refused[1 - MOST_REFUSED :], {**shared, **point_features(subject.workload, point)}]
+        self._refused = [*self._refused[1 - MOST_REFUSED :], *self._examples(subject, [point])]
 
     def fit(self, records: Iterable[Record]) -> None:
         """Learn from records anew; those of each layer are put in relation to one another."""
@@ -85,9 +94,9 @@ class CostModel:
             reference = _reference(group)
             if reference is None:
                 continue
-            shared = layer_features(group[0].workload, group[0].density, group[0].rows)
+            subject = Subject(group[0].workload, group[0].density, group[0].rows)
+            examples += self._examples(subject, [Point.of(record.template, record.knobs) for record in group])
             for record in group:
-                examples.append({**shared, **point_features(record.workload, Point.of(record.template, record.knobs))})
                 relative = math.log2(record.time_us / reference) if record.ok and record.time_us else WORST
                 targets.append(min(WORST, relative))
         if len(examples) < FEWEST:
@@ -100,9 +109,20 @@ class CostModel:
 
     def predict(self, subject: Subject, points: Sequence[Point]) -> NDArray[np.float32]:
         """log2 of each point's time in relation to the layer's reference; lower is faster."""
-        shared = layer_features(subject.workload, subject.density, subject.rows)
-        examples = [{**shared, **point_features(subject.workload, point)} for point in points]
-        return self._booster.predict(self._xgboost.DMatrix(self._matrix(examples)))
+        return self._booster.predict(self._xgboost.DMatrix(self._matrix(self._examples(subject, points))))
+
+    def _examples(self, subject: Subject, points: Sequence[Point]) -> list[dict[str, float]]:
+        """Features of points of a layer, their estimates in relation to the least of them among the features."""
+        workload, density = subject.workload, subject.density
+        shared = layer_features(workload, density, subject.rows)
+        examples = [{**shared, **point_features(workload, point)} for point in points]
+        estimates = [self._estimate(workload, density, point) for point in points]
+        finite = [us for us in estimates if us is not None and us < math.inf]
+        for example, estimate_us in zip(examples, estimates, strict=True):
+            if estimate_us is not None and estimate_us < math.inf:
+                example["estimate"] = math.log2(estimate_us)
+                example["relative estimate"] = math.log2(estimate_us / min(finite))
+        return examples
 
     def _matrix(self, examples: list[dict[str, float]]) -> NDArray[np.float32]:
         matrix = np.full((len(examples), len(self._columns)), np.nan, np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import combinations
 
 from tvm_sparse.tuning.records import Rows
@@ -33,6 +34,7 @@ def layer_features(workload: ConvWorkload, density: float, rows: Rows) -> dict[s
     return features
 
 
+@lru_cache(maxsize=2**16)
 def point_features(workload: ConvWorkload, point: Point) -> dict[str, float]:
     """Of a point on a layer: every knob, and how often and how evenly it goes into the layer's dimensions."""
     features = {f"template {point.template}": 1.0}

@@ -103,7 +103,7 @@ class Line:
         if isinstance(failure, Failure):
             self._close(trial, done, failure)
         elif not done.done():
-            best_us = self.book.tallies[trial.layer].best_us
+            best_us = self.book.best_us(trial)
             arguments = (str(trial.files), str(trial.folder), trial.layer.workload, best_us)
             running = self._runners.submit(
                 candidates.measure, *arguments, timeout_s=RUN_TIMEOUT_S, attempts=self._attempts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,8 @@ from tvm_sparse.workload import ConvWorkload
 POOL, GENERATIONS, PARENTS = 384, 3, 48
 #: Every so many proposals one is random: what the model has never seen it cannot rank.
 RANDOM_EVERY = 8
+#: Random draws of which the space's own rule picks one to try.
+DRAWS = 24
 #: Changes that lead from a starting point to one near it.
 MUTATIONS = 2
 #: Neighbours to start from, and points taken from each.
@@ -28,12 +31,12 @@ NEIGHBOURS, FROM_EACH = 4, 2
 class Space(Protocol):
     """What a search needs of a space; LayerSpace is one."""
 
-    def untuned(self, kind: str) -> Point: ...
-    def defaults(self) -> list[Point]: ...
     def random(self, rng: Random) -> Point: ...
+    def likely(self, rng: Random, draws: int) -> Point: ...
     def mutate(self, point: Point, rng: Random) -> Point: ...
     def cross(self, one: Point, other: Point, rng: Random) -> Point: ...
     def fitted(self, point: Point) -> Point | None: ...
+    def fits(self, point: Point) -> bool: ...
     def drop(self, template: str) -> None: ...
 
 
@@ -50,6 +53,7 @@ class LayerSearch:
 
     Parameters
     ----------
+    starts : gives the points to try first, that which runs the layer untuned before all others
     neighbours : gives the records of other layers of the same site, the best of which are tried early
     model : None searches at random
     """
@@ -60,7 +64,7 @@ class LayerSearch:
         space: Space,
         model: CostModel | None,
         *,
-        untuned: str = "sparse",
+        starts: Callable[[], Sequence[Point]],
         neighbours: Callable[[], Iterable[Record]] = tuple,
         seed: int = 0,
     ) -> None:
@@ -68,9 +72,8 @@ class LayerSearch:
         self.space, self._model, self._rng = space, model, Random(seed)
         self._tried: set[Point] = set()
         self._times: dict[Point, float] = {}
-        first = [Proposal(space.untuned(untuned), "default")]
-        first += [Proposal(point, "seed") for point in space.defaults()]
-        self._first = first
+        self._first: list[Proposal] | None = None
+        self._begin = starts
         self._neighbours = neighbours if model is not None else tuple
         self._starts: list[Point] = []
         self._proposed = 0
@@ -82,7 +85,7 @@ class LayerSearch:
 
     def skip_starts(self) -> None:
         """Propose no defaults and nothing of neighbours first."""
-        self._first, self._neighbours = [], tuple
+        self._begin, self._neighbours = tuple, tuple
 
     def observe(self, point: Point, time_us: float | None) -> None:
         """Take note of a point that was tried; None where it failed."""
@@ -99,7 +102,9 @@ class LayerSearch:
                 yield proposal
 
     def _fresh(self) -> Iterator[Proposal]:
-        if not self._starts:  # only now, for neighbours may have been tuned meanwhile
+        if self._first is None:  # only now, for neighbours may have been tuned meanwhile
+            sources = itertools.chain(("default",), itertools.repeat("seed"))
+            self._first = [Proposal(point, source) for point, source in zip(self._begin(), sources, strict=False)]
             found = _from_neighbours(self.subject, self.space, self._neighbours())
             self._first += [Proposal(point, "transfer") for point in found]
             self._starts = [proposal.point for proposal in self._first] or [self.space.random(self._rng)]
@@ -114,9 +119,11 @@ class LayerSearch:
             yield proposal
 
     def _drawn(self) -> Point:
-        """A random point; of a search that a model will guide, every other one near a point it started from."""
-        if self._model is None or self._proposed % 2:
+        """A random point; of a search that a model will guide, a likely one or one near a point it started from."""
+        if self._model is None:
             return self.space.random(self._rng)
+        if self._proposed % 4:
+            return self.space.likely(self._rng, DRAWS)
         point = self._rng.choice(self._starts)
         for _ in range(MUTATIONS):
             point = self.space.mutate(point, self._rng)
@@ -127,7 +134,7 @@ class LayerSearch:
         parents = sorted(self._times, key=self._times.__getitem__)[:PARENTS]
         pool: dict[Point, float] = {}
         for _ in range(GENERATIONS):
-            fresh = [point for point in dict.fromkeys(self._children(parents)) if point not in pool]
+            fresh = [p for p in dict.fromkeys(self._children(parents)) if p not in pool and self.space.fits(p)]
             pool.update(self._predicted(fresh))
             parents = sorted(pool, key=pool.__getitem__)[:PARENTS]
         for point in sorted(pool, key=pool.__getitem__):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from typing import Any
 
@@ -32,6 +33,22 @@ class Point:
         return json.loads(self.text)
 
 
+#: Microseconds of a point on a layer of a workload and density by rule; None without a rule.
+Estimate = Callable[[ConvWorkload, float, Point], float | None]
+
+
+def estimator(target: Any) -> Estimate:
+    """What the templates' own rules say of points on a target, remembered; see Template.estimate_us."""
+    templates = {one.name: one for one in TEMPLATES}
+
+    @lru_cache(maxsize=2**17)
+    def estimate_us(workload: ConvWorkload, density: float, point: Point) -> float | None:
+        chosen = templates.get(point.template)  # a log may name one that is gone
+        return None if chosen is None else chosen.estimate_us(workload, density, point.knobs, target)
+
+    return estimate_us
+
+
 class LayerSpace:
     """The points of one layer on one target, the dense alternative among them.
 
@@ -40,10 +57,18 @@ class LayerSpace:
     """
 
     def __init__(
-        self, workload: ConvWorkload, density: float, target: Any, templates: Sequence[Template] = TEMPLATES
+        self,
+        workload: ConvWorkload,
+        density: float,
+        target: Any,
+        templates: Sequence[Template] = TEMPLATES,
+        *,
+        estimate: Estimate | None = None,
     ) -> None:
         applying = [one for one in templates if one.applies(workload, target) is None]
-        self._templates = {one.name: one for one in applying[: max(1, len(applying) - 1)]}
+        able = [one for one in applying[:-1] if one.too_much(workload, density) is None] or applying[-1:]
+        self._templates = {one.name: one for one in able}
+        self._estimate = estimator(target) if estimate is None else estimate
         self._spaces = {name: one.space(workload, target) for name, one in self._templates.items()}
         self._workload, self._density, self._target = workload, density, target
 
@@ -57,23 +82,22 @@ class LayerSpace:
         if len(self._spaces) > 1:
             self._spaces.pop(template, None)
 
-    def untuned(self, kind: str) -> Point:
-        """What runs a layer without a log: sparse or dense."""
-        density = self._density if kind == "sparse" else 1.0
-        chosen = select(self._workload, density, self._target)
-        return Point.of(chosen.name, chosen.default(self._workload, density, self._target))
-
-    def defaults(self) -> list[Point]:
-        """The defaults of every template, for the layer as it is and as if it were dense."""
-        points = [
-            Point.of(name, self._templates[name].default(self._workload, density, self._target))
-            for density in (self._density, 1.0)
-            for name in self._spaces
-        ]
+    def starts(self, untuned: str) -> list[Point]:
+        """What runs the layer without a log, as `untuned` ("sparse" or "dense") says; then every template's defaults,
+        for the layer as it is and as if it were dense.
+        """
+        workload, target = self._workload, self._target
+        density = self._density if untuned == "sparse" else 1.0
+        chosen = select(workload, density, target)
+        points = [Point.of(chosen.name, chosen.default(workload, density, target))]
+        for density in (self._density, 1.0):
+            points += [Point.of(name, one.default(workload, density, target)) for name, one in self._templates.items()]
         return list(dict.fromkeys(points))
 
     def random(self, rng: Random) -> Point:
-        name = rng.choice(list(self._spaces))
+        return self._random_of(rng.choice(list(self._spaces)), rng)
+
+    def _random_of(self, name: str, rng: Random) -> Point:
         return Point.of(name, {knob: rng.choice(values) for knob, values in self._spaces[name].items()})
 
     def mutate(self, point: Point, rng: Random) -> Point:
@@ -93,6 +117,23 @@ class LayerSpace:
             return one
         ours, theirs = one.knobs, other.knobs
         return Point.of(one.template, {knob: rng.choice((ours[knob], theirs[knob])) for knob in ours})
+
+    def estimate_us(self, point: Point) -> float | None:
+        """Microseconds by the template's own rule; infinite where the point does not fit, None without a rule."""
+        return self._estimate(self._workload, self._density, point)
+
+    def fits(self, point: Point) -> bool:
+        """Whether the template's rule, if it has one, does not exclude the point."""
+        return self.estimate_us(point) != math.inf
+
+    def likely(self, rng: Random, draws: int) -> Point:
+        """A random point of a template: of so many draws the one that should be fastest, where there is a rule."""
+        points = [self.random(rng)]
+        name = points[0].template
+        if self.estimate_us(points[0]) is None:
+            return points[0]
+        points += [self._random_of(name, rng) for _ in range(draws - 1)]
+        return min(points, key=lambda point: self.estimate_us(point) or 0.0)
 
     def fitted(self, point: Point) -> Point | None:
         """A point of another layer with its knobs moved to the nearest values of this one, or None."""

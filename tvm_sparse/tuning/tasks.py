@@ -132,7 +132,9 @@ class LayerTask:
     def _schedule(self, proposal: Proposal) -> tuple[Proposal, Future[Any], Path]:
         files, point = self._folder / str(next(self._numbers)), proposal.point
         arguments = (str(files), str(self._folder), self.layer.workload, self._target, point.template, point.knobs)
-        return proposal, self._builders.submit(candidates.schedule, *arguments, timeout_s=BUILD_TIMEOUT_S), files
+        # The tuner waits for it, and for no build: those go on meanwhile.
+        future = self._builders.submit(candidates.schedule, *arguments, timeout_s=BUILD_TIMEOUT_S, urgent=True)
+        return proposal, future, files
 
 
 def outcome(future: Future[Any], failed: str = "build_failed") -> Any:

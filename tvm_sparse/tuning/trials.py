@@ -140,6 +140,12 @@ class TrialBook:
             tally.granted += granted
             return granted
 
+    def best_us(self, trial: Trial) -> float:
+        """What a trial competes with; infinite for one that is measured once more, since a verdict rests on it."""
+        tally, point = self.tallies[trial.layer], trial.proposal.point
+        again = any(Point.of(record.template, record.knobs) == point for record in tally.records)
+        return math.inf if again or trial.proposal.source == "default" else tally.best_us
+
     def lift_budget(self) -> None:
         """From now on every trial is granted."""
         self.budget, self._end = Budget(), math.inf

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_sparse.errors import InputError
-from tvm_sparse.tuning.candidates import Place, ready_to_build, ready_to_run
+from tvm_sparse.tuning.candidates import Place, ready_to_build, ready_to_run, starts
 from tvm_sparse.tuning.cost_model import CostModel, Subject
 from tvm_sparse.tuning.fleet import ATTEMPTS, count_servers
 from tvm_sparse.tuning.layers import Layer
@@ -24,8 +24,8 @@ from tvm_sparse.tuning.log_files import LogWriter, make_log, read_log
 from tvm_sparse.tuning.records import Knobs, Record, Site, density_class
 from tvm_sparse.tuning.search import LayerSearch
 from tvm_sparse.tuning.selection import best, deduplicated
-from tvm_sparse.tuning.space import LayerSpace
-from tvm_sparse.tuning.tasks import LayerTask, Model
+from tvm_sparse.tuning.space import LayerSpace, estimator
+from tvm_sparse.tuning.tasks import BUILD_TIMEOUT_S, LayerTask, Model
 from tvm_sparse.tuning.trials import Budget, Tally, TrialBook
 from tvm_sparse.tuning.workers import WorkerPool
 
@@ -149,18 +149,20 @@ def _search(book: TrialBook, setting: Setting, builders: WorkerPool, runners: Wo
     from tvm_sparse.tvm_support import without_tensor_intrinsics
 
     guided = setting.strategy == "guided"
-    model = Model(book, CostModel(seed=setting.seed)) if guided else None
+    estimate = estimator(setting.target)
+    model = Model(book, CostModel(estimate, seed=setting.seed)) if guided else None
     if model is not None:
         model.refresh()
     tasks: dict[Layer, LayerTask] = {}
     for number, (layer, tally) in enumerate(book.tallies.items()):
         subject = Subject(layer.workload, layer.density, tally.rows)
-        space = LayerSpace(layer.workload, layer.density, setting.target)
+        arguments = layer.workload, layer.density, setting.target, layer.untuned
+        space = LayerSpace(layer.workload, layer.density, setting.target, estimate=estimate)
         search = LayerSearch(
             subject,
             space,
             model.model if model is not None else None,
-            untuned=layer.untuned,
+            starts=builders.submit(starts, *arguments, timeout_s=BUILD_TIMEOUT_S).result,
             neighbours=partial(_others, book, layer),
             seed=setting.seed + number,
         )
