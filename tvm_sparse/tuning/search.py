@@ -20,8 +20,8 @@ from tvm_sparse.workload import ConvWorkload
 POOL, GENERATIONS, PARENTS = 384, 3, 48
 #: Every so many proposals one is random: what the model has never seen it cannot rank.
 RANDOM_EVERY = 8
-#: Random draws of which the space's own rule picks one to try.
-DRAWS = 24
+#: Looks at the space's own rule to find a likely point.
+DRAWS = 120
 #: Changes that lead from a starting point to one near it.
 MUTATIONS = 2
 #: Neighbours to start from, and points taken from each.

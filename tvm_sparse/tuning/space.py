@@ -127,13 +127,18 @@ class LayerSpace:
         return self.estimate_us(point) != math.inf
 
     def likely(self, rng: Random, draws: int) -> Point:
-        """A random point of a template: of so many draws the one that should be fastest, where there is a rule."""
-        points = [self.random(rng)]
-        name = points[0].template
-        if self.estimate_us(points[0]) is None:
-            return points[0]
-        points += [self._random_of(name, rng) for _ in range(draws - 1)]
-        return min(points, key=lambda point: self.estimate_us(point) or 0.0)
+        """A random point of a template; where it has a rule, one that should be fast, found by so many looks at it."""
+        first = self.random(rng)
+        if self.estimate_us(first) is None:
+            return first
+
+        def estimated(point: Point) -> float:
+            return self.estimate_us(point) or 0.0
+
+        best = min((self._random_of(first.template, rng) for _ in range(draws // 2)), key=estimated, default=first)
+        for _ in range(draws // 2):
+            best = min(best, self.mutate(best, rng), key=estimated)
+        return best
 
     def fitted(self, point: Point) -> Point | None:
         """A point of another layer with its knobs moved to the nearest values of this one, or None."""
