@@ -47,8 +47,8 @@ from tvm_sparse.schedules.primitives import declare_whole_read
 from tvm_sparse.schedules.storage import find_buffer, keep_resident, replace_buffer
 from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
-#: What nvcc compiles in about a minute.
-MOST_NONZEROS = 32_000
+#: What nvcc compiles in about a minute; a few pixels do not even pay for loading so much code.
+MOST_NONZEROS, MOST_NONZEROS_OF_FEW, FEW_PIXELS = 32_000, 16_000, 6_000
 #: Blocks for every multiprocessor from which on the largest row groups are fastest.
 FILLED = 0.7
 #: Nonzeros of a row and chunk, of those that may be summed in float16, that leave room for rows with more.
@@ -78,11 +78,13 @@ class CudaPattern(Template):
 
     def too_much(self, workload: ConvWorkload, density: float) -> str | None:
         nonzeros = round(density * math.prod(workload.filter_shape))
-        if nonzeros <= MOST_NONZEROS:
+        few = workload.n * workload.p * workload.q < FEW_PIXELS
+        most = MOST_NONZEROS_OF_FEW if few else MOST_NONZEROS
+        if nonzeros <= most:
             return None
         return (
-            f"template {self.name} makes code of {nonzeros} nonzeros, {MOST_NONZEROS} at most: choose another "
-            "template or prune more"
+            f"template {self.name} makes code of {nonzeros} nonzeros, {most} at most{' for so few pixels' * few}: "
+            "choose another template or prune more"
         )
 
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:

@@ -28,6 +28,8 @@ OPENCL = Target({"kind": "opencl", "max_threads_per_block": 256})
         (LAYER, 0.001, GPU, "cuda_pixel"),
         (LAYER, 1.0, GPU, "cuda_dense"),
         (replace(LAYER, c=3, k=64, r=7, s=7, stride=(2, 2)), 1.0, GPU, "cuda_dense"),
+        (ConvWorkload(1, 128, 1, 784, 512, 1, 1), 0.1, GPU, "cuda_pattern"),
+        (ConvWorkload(1, 256, 1, 196, 1024, 1, 1), 0.1, GPU, "cuda_pixel"),
         (replace(LAYER, groups=256), 1.0, GPU, "cuda_pixel"),
         (replace(LAYER, n=4, h=112, w=112), 0.1, GPU, "cuda_pixel"),
         (replace(LAYER, dtype="float64"), 0.1, GPU, "fallback"),

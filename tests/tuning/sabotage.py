@@ -22,13 +22,13 @@ def way_of(files: str) -> str:
     return WAYS[int(Path(files).name) % len(WAYS)]
 
 
-def build(files: str, target: Any, archs: Sequence[str]) -> None:
+def make(files: str, folder: str, workload: Any, target: Any, archs: Sequence[str], *point: Any) -> tuple[str, str]:
     match way_of(files):
         case "build raises":
             raise RuntimeError("nvcc: error:\n  out of registers")
         case "build crashes":
             os.abort()
-    candidates.build(files, target, archs)
+    return candidates.make(files, folder, workload, target, archs, *point)
 
 
 def measure(files: str, folder: str, *arguments: Any) -> Any:

@@ -61,7 +61,7 @@ def test_candidates_that_fail_are_counted_named_and_never_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks.LayerTask, "_numbers", itertools.count())
-    monkeypatch.setattr(candidates, "build", sabotage.build)
+    monkeypatch.setattr(candidates, "make", sabotage.make)
     monkeypatch.setattr(candidates, "measure", sabotage.measure)
     monkeypatch.setattr(metaschedule, "RUN_TIMEOUT_S", 1.5)
     tuned = small_session(tmp_path, 12, layers=small_layers()[:1])[0]

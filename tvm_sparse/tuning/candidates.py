@@ -97,6 +97,22 @@ def starts(workload: ConvWorkload, density: float, target: Any, untuned: str) ->
     return LayerSpace(workload, density, target).starts(untuned)
 
 
+def make(
+    files: str,
+    folder: str,
+    workload: ConvWorkload,
+    target: Any,
+    archs: Sequence[str],
+    template_name: str,
+    knobs: Knobs,
+) -> tuple[str, str]:
+    """Schedule a candidate and, unless its template refuses the knobs, compile it; answers as `schedule` does."""
+    kind, refusal = schedule(files, folder, workload, target, template_name, knobs)
+    if kind:
+        build(files, target, archs)
+    return kind, refusal
+
+
 def schedule(
     files: str, folder: str, workload: ConvWorkload, target: Any, template_name: str, knobs: Knobs
 ) -> tuple[str, str]:

@@ -12,6 +12,7 @@ import functools
 import logging
 import threading
 from concurrent.futures import CancelledError, Future, wait
+from dataclasses import replace
 from typing import Any
 
 import tvm
@@ -77,9 +78,10 @@ class Line:
         self._room = threading.BoundedSemaphore(WAITING * runners.size)
 
     def build(self, trial: Trial, target: Target, archs: tuple[str, ...]) -> Future[Any]:
-        """Start to compile a trial."""
-        arguments = (str(trial.files), target, archs)
-        future = self._builders.submit(candidates.build, *arguments, timeout_s=BUILD_TIMEOUT_S)
+        """Start to schedule and compile a trial."""
+        point, where = trial.proposal.point, (str(trial.files), str(trial.folder), trial.layer.workload)
+        arguments = (*where, target, archs, point.template, point.knobs)
+        future = self._builders.submit(candidates.make, *arguments, timeout_s=BUILD_TIMEOUT_S)
         self._built[trial.number] = future
         return future
 
@@ -92,10 +94,16 @@ class Line:
         return done
 
     def _check(self, trial: Trial, done: Future[Result], built: Future[Any]) -> None:
-        failure = _outcome_or_end(built, "build_failed", done)
-        if isinstance(failure, Failure):
-            self._close(trial, done, failure)
+        made = _outcome_or_end(built, "build_failed", done)
+        if isinstance(made, Failure):
+            self._close(trial, done, made)
         elif not done.done():
+            kind, refusal = made
+            if not kind:
+                self.book.refuse(trial)
+                done.set_result(Failure("refused", refusal))
+                return
+            trial = replace(trial, kind=kind)
             trial.prepared.add_done_callback(functools.partial(self._run, trial, done))
 
     def _run(self, trial: Trial, done: Future[Result], prepared: Future[Any]) -> None:

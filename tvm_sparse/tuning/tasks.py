@@ -1,7 +1,8 @@
-"""Layers under search: each finds candidates that can be scheduled, and learns what became of them."""
+"""Layers under search: each finds candidates, and learns what became of them."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from concurrent.futures import Future
@@ -10,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tvm_sparse.tuning import candidates, inputs
+from tvm_sparse.tuning import inputs
 from tvm_sparse.tuning.cost_model import CostModel
 from tvm_sparse.tuning.layers import Layer
-from tvm_sparse.tuning.search import LayerSearch, Proposal, Repetition
+from tvm_sparse.tuning.search import LayerSearch, Repetition
 from tvm_sparse.tuning.space import Point
 from tvm_sparse.tuning.trials import Failure, Trial, TrialBook
 from tvm_sparse.tuning.workers import WorkerCrash, WorkerError, WorkerPool
@@ -44,7 +45,7 @@ class Model:
 
 
 class LayerTask:
-    """One layer under search: finds candidates that can be scheduled, and tells the search what became of them."""
+    """One layer under search: finds candidates, and tells the search what became of them."""
 
     _numbers = itertools.count()
 
@@ -63,7 +64,6 @@ class LayerTask:
         self._prepared: Future[Any] | None = None
         self._observed = 0
         self._refusals: Counter[str] = Counter()
-        self._taken = {record.template for record in book.tallies[layer].records if record.ok}
 
     def again(self) -> LayerTask:
         """A task that measures once more what a verdict on this layer rests on."""
@@ -84,43 +84,31 @@ class LayerTask:
         return self._prepared
 
     def next_trials(self, wanted: int) -> list[Trial]:
-        """Scheduled candidates, as many as the budget has left; none when the layer is done."""
+        """Candidates to make, as many as the budget has left; none when the layer is done."""
         granted = self.book.grant(self.layer, wanted)
         if not granted:
             return []
         if self._model is not None:
             self._model.refresh()
         self._observe()
-        trials: list[Trial] = []
-        done = refused = 0
-        proposals = self.search.proposals()
         prepared = self.prepared
-        while done < granted and refused < MOST_REFUSED and not self.book.stopped:
-            batch = list(itertools.islice(proposals, granted - done))
-            if not batch:
-                break
-            for proposal, future, files in [self._schedule(proposal) for proposal in batch]:
-                result = outcome(future)
-                if isinstance(result, Failure):
-                    self.book.add(self.layer, proposal, "sparse", result)
-                    done += 1
-                elif not result[0]:
-                    refused += 1
-                    self._refused(proposal.point)
-                else:
-                    self._taken.add(proposal.point.template)
-                    trial = Trial(int(files.name), self.layer, proposal, result[0], files, self._folder, prepared)
-                    self.book.trials[trial.number] = trial
-                    trials.append(trial)
-                    done += 1
-        self.book.give_back(self.layer, granted - done)
+        trials: list[Trial] = []
+        if self._refusals.total() < MOST_REFUSED and not self.book.stopped:
+            for proposal in itertools.islice(self.search.proposals(), granted):
+                number = next(self._numbers)
+                files, refused = self._folder / str(number), functools.partial(self._refused, proposal.point)
+                trial = Trial(number, self.layer, proposal, "sparse", files, self._folder, prepared, refused)
+                self.book.trials[number] = trial
+                trials.append(trial)
+        self.book.give_back(self.layer, granted - len(trials))
         return trials
 
     def _refused(self, point: Point) -> None:
         if self._model is not None:
             self._model.model.refuse(self.search.subject, point)
         self._refusals[point.template] += 1
-        if self._refusals[point.template] >= HOPELESS and point.template not in self._taken:
+        taken = {record.template for record in self.book.tallies[self.layer].records if record.ok}
+        if self._refusals[point.template] >= HOPELESS and point.template not in taken:
             self.search.space.drop(point.template)
 
     def _observe(self) -> None:
@@ -128,13 +116,6 @@ class LayerTask:
         for record in records[self._observed :]:
             self.search.observe(Point.of(record.template, record.knobs), record.time_us if record.ok else None)
             self._observed += 1
-
-    def _schedule(self, proposal: Proposal) -> tuple[Proposal, Future[Any], Path]:
-        files, point = self._folder / str(next(self._numbers)), proposal.point
-        arguments = (str(files), str(self._folder), self.layer.workload, self._target, point.template, point.knobs)
-        # The tuner waits for it, and for no build: those go on meanwhile.
-        future = self._builders.submit(candidates.schedule, *arguments, timeout_s=BUILD_TIMEOUT_S, urgent=True)
-        return proposal, future, files
 
 
 def outcome(future: Future[Any], failed: str = "build_failed") -> Any:

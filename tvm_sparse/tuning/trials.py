@@ -54,7 +54,10 @@ Result = Timing | Failure
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate under way; its files are FILES.module, .npz and .so, its layer's stand in `folder` once prepared."""
+    """A candidate under way; its files are FILES.module, .npz and .so, its layer's stand in `folder` once prepared.
+
+    `kind` is "sparse" until it is scheduled; `refused` is told if its template refuses the knobs.
+    """
 
     number: int
     layer: Layer
@@ -63,6 +66,7 @@ class Trial:
     files: Path
     folder: Path
     prepared: Future[Any] = field(repr=False)
+    refused: Callable[[], None] = field(repr=False)
 
 
 @dataclass
@@ -168,12 +172,21 @@ class TrialBook:
         with self._lock:
             self.tallies[layer].granted -= trials
 
-    def close(self, trial: Trial, result: Result) -> None:
-        """Record what became of a trial, on the disk before this returns."""
+    def refuse(self, trial: Trial) -> None:
+        """A template does not take the knobs of a trial, which so is none."""
+        self._forget(trial)
+        self.give_back(trial.layer, 1)
+        trial.refused()
+
+    def _forget(self, trial: Trial) -> None:
         self.trials.pop(trial.number, None)
         for suffix in SUFFIXES:
             with contextlib.suppress(OSError):
                 trial.files.with_suffix(suffix).unlink(missing_ok=True)
+
+    def close(self, trial: Trial, result: Result) -> None:
+        """Record what became of a trial, on the disk before this returns."""
+        self._forget(trial)
         self.add(trial.layer, trial.proposal, trial.kind, result)
 
     def add(self, layer: Layer, proposal: Proposal, kind: str, result: Result) -> None:

@@ -121,8 +121,7 @@ class WorkerPool:
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._free.put(worker)
-        # All workers may be busy with calls that wait for nobody; urgent ones are the next in line for a free worker.
-        self._threads, self._urgent = ThreadPoolExecutor(len(setups)), ThreadPoolExecutor(len(setups))
+        self._threads = ThreadPoolExecutor(len(setups))
         self._closed = False
 
     @property
@@ -133,21 +132,14 @@ class WorkerPool:
         """Start every process; the futures tell in how many seconds."""
         return [self._threads.submit(self._start) for _ in self._workers]
 
-    def submit(
-        self, function: Callable[..., Any], *arguments: Any, timeout_s: float, attempts: int = 1, urgent: bool = False
-    ) -> Future[Any]:
-        """Call a function in a free worker, so often at most until it neither raises nor crashes; see Worker.call.
-
-        An `urgent` call goes before all that wait and are not.
-        """
-        threads = self._urgent if urgent else self._threads
-        return threads.submit(self._call, function, arguments, timeout_s, attempts)
+    def submit(self, function: Callable[..., Any], *arguments: Any, timeout_s: float, attempts: int = 1) -> Future[Any]:
+        """Call a function in a free worker, so often at most until it neither raises nor crashes; see Worker.call."""
+        return self._threads.submit(self._call, function, arguments, timeout_s, attempts)
 
     def close(self) -> None:
         """End every process now, whatever it does."""
         self._closed = True
-        for threads in (self._threads, self._urgent):
-            threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
         while self._free.qsize() < len(self._workers):  # until every call has found its process ended
             for worker in self._workers:
                 worker.end()
