@@ -201,8 +201,7 @@ class WarpTiling:
             pitches = range(overlapping, int(narrow * WIDEST_PITCH) + 1 if several else narrow + 1, step)
             pads = range(0, BANKS if self.lanes[0] > 1 else 1, step)
             options = [(pitch, height * pitch + pad) for pitch in pitches for pad in pads]
-        lanes = tuple(self._lane(lane) for lane in range(WARP))
-        return _least_conflicts(lanes, tuple(options), ELEMENT_BYTES[self.workload.dtype])
+        return _least_conflicts(self.lanes, self._limits, tuple(options), ELEMENT_BYTES[self.workload.dtype])
 
     @property
     def _overlap(self) -> int:
@@ -224,8 +223,7 @@ class WarpTiling:
     @cached_property
     def conflicts(self) -> int:
         """Loads of the busiest memory bank when a warp reads its pixels."""
-        lanes = tuple(self._lane(lane) for lane in range(WARP))
-        return int(_conflicts(lanes, (self._strides,), ELEMENT_BYTES[self.workload.dtype])[0])
+        return _busiest(self.lanes, self._limits, self._strides, ELEMENT_BYTES[self.workload.dtype])
 
     @cached_property
     def channel_stride(self) -> int:
@@ -255,18 +253,26 @@ class WarpTiling:
         s = self.workload.s
         return self.row_axis.position(tap // s) * self.pitch + self.col_axis.position(tap % s)
 
-    def _lane(self, lane: Any, least: Any = min) -> tuple[Any, Any, Any]:
-        """(image, row, column) of a lane. Where a thread has one pixel along an axis, a lane beyond the output reads
-        what its neighbour reads, which costs nothing; elsewhere it reads what follows."""
+    @cached_property
+    def _limits(self) -> Extents:
+        """The last image, row and column of a lane.
+
+        Where a thread has one pixel along an axis, a lane beyond the output reads what its neighbour reads, which costs
+        nothing; elsewhere it reads what follows.
+        """
+        sizes = (self.workload.n, self.workload.p, self.workload.q)
+        axes = zip(self.pixels, self.lanes, sizes, strict=True)
+        image, row, col = (min(lanes, size) - 1 if own == 1 else lanes - 1 for own, lanes, size in axes)
+        return image, row, col
+
+    def _lane(self, lane: Any, least: Any = min) -> list[Any]:
+        """(image, row, column) of a lane."""
         _, rows, cols = self.lanes
-        workload = self.workload
         place = [lane // (rows * cols), lane // cols % rows, lane % cols]
-        for axis, (own, lanes, size) in enumerate(
-            zip(self.pixels, self.lanes, (workload.n, workload.p, workload.q), strict=True)
-        ):
-            if own == 1 and size < lanes:
-                place[axis] = least(place[axis], size - 1)
-        return place[0], place[1], place[2]
+        return [
+            least(at, limit) if limit < lanes - 1 else at
+            for at, limit, lanes in zip(place, self._limits, self.lanes, strict=True)
+        ]
 
     def offsets(self, columns: NDArray[np.int32]) -> NDArray[np.int32]:
         """Stretched offsets, in elements, of filter columns c·r·s + r·s + s (c counted in the group)."""
@@ -326,16 +332,23 @@ class WarpTiling:
 
 @lru_cache(maxsize=4096)
 def _least_conflicts(
-    lanes: tuple[Extents, ...], options: tuple[tuple[int, int], ...], element_bytes: int
+    lanes: Extents, limits: Extents, options: tuple[tuple[int, int], ...], element_bytes: int
 ) -> tuple[int, int]:
     """The (row stride, image stride) with the fewest bank conflicts, of those the one of least memory."""
-    conflicts = _conflicts(lanes, options, element_bytes)
+    conflicts = _conflicts(lanes, limits, options, element_bytes)
     return min(zip(conflicts, options, strict=True), key=lambda pair: (pair[0], pair[1][1]))[1]
 
 
-def _conflicts(lanes: tuple[Extents, ...], options: tuple[tuple[int, int], ...], element_bytes: int) -> NDArray:
-    """For every (row stride, image stride): loads of the busiest bank when a warp reads these (image, row, column)."""
-    image, row, col = np.array(lanes).T
+@lru_cache(maxsize=4096)
+def _busiest(lanes: Extents, limits: Extents, strides: tuple[int, int], element_bytes: int) -> int:
+    return int(_conflicts(lanes, limits, (strides,), element_bytes)[0])
+
+
+def _conflicts(lanes: Extents, limits: Extents, options: tuple[tuple[int, int], ...], element_bytes: int) -> NDArray:
+    """For every (row stride, image stride): loads of the busiest bank when a warp reads its pixels."""
+    image, row, col = (
+        np.minimum(place, limit) for place, limit in zip(np.unravel_index(range(WARP), lanes), limits, strict=True)
+    )
     strides = np.array(options)
     words = (image * strides[:, 1:] + row * strides[:, :1] + col) * element_bytes // BANK_BYTES
     words.sort(axis=1)
