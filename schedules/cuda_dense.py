@@ -14,6 +14,7 @@ leaves too few warps the chunks are dealt out to `splits` warps, whose sums the 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from tvm.target import Target
 from tvm_sparse.compute.dense_conv import dense_conv2d, dense_filter
 from tvm_sparse.compute.direct_conv import DirectConv
 from tvm_sparse.compute.warp_tiling import WARP, WarpTiling
+from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import cuda_stages as stages
 from tvm_sparse.schedules import cuda_tiles as tiles
 from tvm_sparse.schedules import dense_cost
@@ -57,6 +59,15 @@ class CudaDense(Template):
 
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
         return dense_cost.cheapest(workload, target)
+
+    def estimate_us(self, workload: ConvWorkload, density: float, knobs: Knobs, target: Target) -> float:
+        warps, vector = int(knobs["warps"]), int(knobs["vector"])
+        try:
+            tiling = self.tiling(workload, knobs)
+            dense_cost.check_block(tiling, warps, vector, target)
+        except InputError:
+            return math.inf
+        return dense_cost.estimate_us(tiling, warps, vector)
 
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> WarpTiling:
         lanes, pixels = tiles.extents(knobs["lanes"]), tiles.extents(knobs["pixels"])

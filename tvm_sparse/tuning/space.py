@@ -49,6 +49,10 @@ def estimator(target: Any) -> Estimate:
     return estimate_us
 
 
+#: A template whose likeliest point is so much slower than another's is hardly worth a trial.
+FAR = 2.0
+
+
 class LayerSpace:
     """The points of one layer on one target, the dense alternative among them.
 
@@ -71,6 +75,7 @@ class LayerSpace:
         self._estimate = estimator(target) if estimate is None else estimate
         self._spaces = {name: one.space(workload, target) for name, one in self._templates.items()}
         self._workload, self._density, self._target = workload, density, target
+        self._least: Point | None = None  # the most likely so far
 
     @property
     def size(self) -> int:
@@ -127,18 +132,32 @@ class LayerSpace:
         return self.estimate_us(point) != math.inf
 
     def likely(self, rng: Random, draws: int) -> Point:
-        """A random point of a template; where it has a rule, one that should be fast, found by so many looks at it."""
+        """A random point of a template; where it has a rule, one that should be fast, found by so many looks at it.
+
+        A template all of whose points should be slow leaves its turn to the best one's.
+        """
         first = self.random(rng)
-        if self.estimate_us(first) is None:
+        found = self._found(first, rng, draws)
+        if self._least is not None and self._estimated(found) > FAR * self._estimated(self._least):
+            found = self._found(self._least, rng, draws)
+        if self.estimate_us(found) is not None and (
+            self._least is None or self._estimated(found) < self._estimated(self._least)
+        ):
+            self._least = found
+        return found
+
+    def _found(self, first: Point, rng: Random, draws: int) -> Point:
+        if self.estimate_us(first) is None or first.template not in self._spaces:
             return first
-
-        def estimated(point: Point) -> float:
-            return self.estimate_us(point) or 0.0
-
-        best = min((self._random_of(first.template, rng) for _ in range(draws // 2)), key=estimated, default=first)
+        best = min(
+            (self._random_of(first.template, rng) for _ in range(draws // 2)), key=self._estimated, default=first
+        )
         for _ in range(draws // 2):
-            best = min(best, self.mutate(best, rng), key=estimated)
+            best = min(best, self.mutate(best, rng), key=self._estimated)
         return best
+
+    def _estimated(self, point: Point) -> float:
+        return self.estimate_us(point) or 0.0
 
     def fitted(self, point: Point) -> Point | None:
         """A point of another layer with its knobs moved to the nearest values of this one, or None."""
