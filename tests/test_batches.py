@@ -261,3 +261,21 @@ def test_every_batch_on_the_gpu(path: Path, reference: onnxruntime.InferenceSess
         for ours, theirs in zip(outputs, reference.run(None, inputs_of(n, seed=n)), strict=True):
             array = ours.cpu().numpy() if kind == "torch" else ours
             np.testing.assert_allclose(array, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_padding_waits_for_the_callers_stream(path: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    tvm_sparse.compile(path, target="cuda", arch=["sm_80", "sm_90"], batch="1,4").export(tmp_path / "gpu.so")
+    network = tvm_sparse.load(tmp_path / "gpu.so")
+    x, shift, z = (torch.from_numpy(array).cuda() for array in inputs_of(3).values())
+    expected = network(x, shift, z)
+    slow = torch.randn(4096, 4096, device="cuda")
+    torch.cuda.synchronize()
+    for _ in range(5):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            late = x + 0 * (slow @ slow @ slow).sum()
+            outputs = network(late, shift, z)
+        torch.cuda.synchronize()
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(outputs, expected, strict=True))

@@ -81,7 +81,7 @@ class Batching:
     def _padded(self, tensor: Any, spec: TensorSpec) -> Any:
         n, bucket = int(tensor.shape[0]), spec.shape[0]
         whole = tensors.allocate(self._tvm_ffi, spec, *self._place)
-        self._tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")(tensor, self._view(whole, n, 0))
+        tensors.copy_tensor(self._tvm_ffi, tensor, self._view(whole, n, 0))
         image_bytes = prod(spec.shape[1:]) * self._tvm_ffi.dtype(spec.dtype).itemsize
         zeros = np.zeros((bucket - n) * image_bytes, np.uint8)
         tensors.copy_bytes(self._tvm_ffi, zeros, self._view(whole, bucket - n, n * image_bytes))

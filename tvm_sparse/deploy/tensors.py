@@ -89,7 +89,7 @@ def to_tensor(tvm_ffi: Any, spec: TensorSpec, value: Any, kind: str, index: int)
         raise InputError(f"input {spec.name!r} lies on {device}, the network runs on {kind}:{index}: move it there")
     if not _usable(tvm_ffi, tensor):
         copy = allocate(tvm_ffi, spec, kind, index)
-        tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")(tensor, copy)
+        copy_tensor(tvm_ffi, tensor, copy)
         return copy
     return tensor
 
@@ -99,6 +99,19 @@ def allocate(tvm_ffi: Any, spec: TensorSpec, kind: str, index: int) -> Any:
     shape = tvm_ffi.Shape(spec.shape)
     device = tvm_ffi.device(kind, index)
     return tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")(shape, tvm_ffi.dtype(spec.dtype), device, None)
+
+
+def copy_tensor(tvm_ffi: Any, source: Any, target: Any) -> None:
+    """Copy to another tensor of the device, once what TVM's current stream was given is done; waits for the copy."""
+    copy = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")
+    if source.device.dlpack_device_type() == DEVICE_TYPES["cpu"]:
+        copy(source, target)
+        return
+    wait = tvm_ffi.get_global_func("runtime.Device_StreamSync")
+    current = tvm_ffi.get_raw_stream(source.device)
+    wait(source.device, int(getattr(current, "value", current) or 0))  # TVM copies on the default stream
+    copy(source, target)
+    wait(source.device, 0)
 
 
 def copy_bytes(tvm_ffi: Any, array: NDArray[Any], tensor: Any) -> None:
