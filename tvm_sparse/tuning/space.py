@@ -88,15 +88,16 @@ class LayerSpace:
             self._spaces.pop(template, None)
 
     def starts(self, untuned: str) -> list[Point]:
-        """What runs the layer without a log, as `untuned` ("sparse" or "dense") says; then every template's defaults,
-        for the layer as it is and as if it were dense.
+        """What runs the layer without a log, "sparse" or "dense" as `untuned` says, then as the other, then every
+        template's default.
         """
         workload, target = self._workload, self._target
-        density = self._density if untuned == "sparse" else 1.0
-        chosen = select(workload, density, target)
-        points = [Point.of(chosen.name, chosen.default(workload, density, target))]
-        for density in (self._density, 1.0):
-            points += [Point.of(name, one.default(workload, density, target)) for name, one in self._templates.items()]
+        points = []
+        for density in (self._density, 1.0) if untuned == "sparse" else (1.0, self._density):
+            chosen = select(workload, density, target)
+            points.append(Point.of(chosen.name, chosen.default(workload, density, target)))
+        for name, one in self._templates.items():
+            points.append(Point.of(name, one.default(workload, self._density, target)))
         return list(dict.fromkeys(points))
 
     def random(self, rng: Random) -> Point:
