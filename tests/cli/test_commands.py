@@ -135,10 +135,10 @@ def test_inspect(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ([], {"pattern": "unstructured", "scope": "layer", "skip": ()}),
+        ([], {"pattern": "unstructured", "scope": "layer", "skip": (), "linear": False}),
         (
-            ["--global", "--pattern", "vector:4", "--skip", "conv1, conv2"],
-            {"pattern": "vector:4", "scope": "global", "skip": ("conv1", "conv2")},
+            ["--global", "--pattern", "vector:4", "--skip", "conv1, conv2", "--linear"],
+            {"pattern": "vector:4", "scope": "global", "skip": ("conv1", "conv2"), "linear": True},
         ),
     ],
 )

@@ -270,6 +270,33 @@ def test_what_is_no_convolution_stays() -> None:
     assert [conv.weight for conv in report.convs] == ["a"]
 
 
+def linear_layers() -> ModelProto:
+    return model_of(
+        [
+            node("Conv", "x a", "c"),
+            node("Flatten", "c", "f"),
+            node("Gemm", "f g", "m", transB=1),
+            node("MatMul", "m mm", "h"),
+            node("MatMul", "h three", "y"),
+        ],
+        {"a": normal(2, 4, 10, 10), "g": normal(6, 2), "mm": normal(6, 4), "three": normal(1, 4, 3)},
+    )
+
+
+def test_linear_layers_are_pruned_on_demand() -> None:
+    pruned, report = prune_model(linear_layers(), 0.5, linear=True)
+    assert [conv.weight for conv in report.pruned] == ["a", "g", "mm"]
+    assert [zeros(weight(pruned, name)) for name in ("a", "g", "mm", "three")] == [400, 6, 12, 0]
+    assert [conv.skipped for conv in report.skipped] == ["the weight's shape (1, 4, 3) is no matrix"]
+
+
+def test_vectors_of_outputs_need_them_along_the_first_axis() -> None:
+    pruned, report = prune_model(linear_layers(), 0.5, pattern="vector:2", linear=True)
+    assert [conv.weight for conv in report.pruned] == ["a", "g"] and "vectors" in str(report.skipped[0].skipped)
+    kept = weight(pruned, "g").reshape(3, 2, 2) != 0
+    assert (kept[:, 0] == kept[:, 1]).all()
+
+
 def quantised(op: str) -> ModelProto:
     scale, zero, w = np.float32(0.1), np.uint8(0), np.ones((4, 4, 3, 3), np.uint8)
     weights = {"s": scale, "z": zero, "w": w}

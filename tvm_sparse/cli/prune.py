@@ -31,6 +31,7 @@ def command(
             metavar="NAMES", show_default=False, help="Names or patterns of layers to leave dense, separated by commas."
         ),
     ] = None,
+    linear: Annotated[bool, typer.Option("--linear", help="Prune linear layers too.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """Set the smallest weights of every convolution to zero and write the network again."""
@@ -45,6 +46,7 @@ def command(
         pattern=pattern,
         scope="global" if globally else "layer",
         skip=parse_list(skip) or (),
+        linear=linear,
     )
     if json:
         print(to_json(report))

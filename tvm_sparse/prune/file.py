@@ -23,6 +23,7 @@ def prune_file(
     pattern: str = "unstructured",
     scope: str = "layer",
     skip: Sequence[str] = (),
+    linear: bool = False,
 ) -> PruneReport:
     """Prune the convolutions of an ONNX file; see `prune_model` for the arguments.
 
@@ -39,7 +40,7 @@ def prune_file(
     OutputError
         `destination` cannot be written.
     """
-    settings = Settings.of(sparsity, pattern, scope, skip)
+    settings = Settings.of(sparsity, pattern, scope, skip, linear)
     source, destination = Path(source), Path(destination)
     check_writable(destination)
     model = _read(source)

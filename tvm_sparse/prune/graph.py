@@ -13,6 +13,8 @@ ONNX_DOMAINS = ("", "ai.onnx")
 
 #: Which input of each kind of convolution is its filter.
 FILTER_SLOTS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}
+#: Which input of each kind of linear layer is its weight.
+LINEAR_SLOTS = {"Gemm": 1, "MatMul": 1}
 
 
 class Use(NamedTuple):
@@ -80,11 +82,15 @@ class ModelGraph:
                 for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
                     self._add(graph, number)
 
-    def convolutions(self) -> Iterator[tuple[Use, NodeProto]]:
-        """Every convolution (not the transposed ones, but the quantised ones) with the use that is its filter."""
+    def layers(self, linear: bool) -> Iterator[tuple[Use, NodeProto]]:
+        """Every convolution (not the transposed ones, but the quantised ones) with the use that is its filter.
+
+        With `linear` also the linear layers.
+        """
+        slots = {**FILTER_SLOTS, **LINEAR_SLOTS} if linear else FILTER_SLOTS
         for number, scope in enumerate(self.scopes):
             for at, node in enumerate(scope.nodes):
-                slot = FILTER_SLOTS.get(node.op_type)
+                slot = slots.get(node.op_type)
                 if slot is not None and is_op(node, node.op_type) and len(node.input) > slot:
                     yield Use(number, at, slot), node
 

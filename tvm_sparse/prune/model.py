@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tvm_sparse.errors import InputError, ModelError
-from tvm_sparse.prune.graph import ModelGraph, Origin, Use
+from tvm_sparse.prune.graph import LINEAR_SLOTS, ModelGraph, Origin, Use
 from tvm_sparse.prune.masks import Array, check_finite, check_sparsity, joint_masks, vector_length
 from tvm_sparse.prune.report import ConvPruning, PruneReport
 
@@ -29,13 +29,14 @@ class Settings:
     vector: int
     scope: str
     skip: tuple[str, ...]
+    linear: bool
 
     @classmethod
-    def of(cls, sparsity: float, pattern: str, scope: str, skip: Sequence[str]) -> Settings:
+    def of(cls, sparsity: float, pattern: str, scope: str, skip: Sequence[str], linear: bool) -> Settings:
         if scope not in ("layer", "global"):
             raise InputError(f"scope {scope!r}: use 'layer' or 'global'")
         patterns = (skip,) if isinstance(skip, str) else tuple(skip)
-        return cls(check_sparsity(sparsity), vector_length(pattern), scope, patterns)
+        return cls(check_sparsity(sparsity), vector_length(pattern), scope, patterns, linear)
 
 
 @dataclass
@@ -66,6 +67,7 @@ def prune_model(
     pattern: str = "unstructured",
     scope: str = "layer",
     skip: Sequence[str] = (),
+    linear: bool = False,
 ) -> tuple[ModelProto, PruneReport]:
     """Set the smallest weights of every convolution to zero, in a copy of the model.
 
@@ -80,6 +82,7 @@ def prune_model(
     pattern : "unstructured", or "vector:V" for V consecutive output channels together
     scope : "layer" gives every filter this sparsity, "global" ranks all filters of the network together
     skip : fnmatch patterns; a convolution whose node or filter has a matching name is left alone
+    linear : prune linear layers too, the constant second operands of Gemm and MatMul nodes that are matrices
 
     Raises
     ------
@@ -90,7 +93,7 @@ def prune_model(
     """
     import onnx
 
-    settings = Settings.of(sparsity, pattern, scope, skip)
+    settings = Settings.of(sparsity, pattern, scope, skip, linear)
     pruned = onnx.ModelProto()
     pruned.CopyFrom(model)
     report = prune_in_place(pruned, settings)
@@ -105,7 +108,7 @@ def prune_model(
 def prune_in_place(model: ModelProto, settings: Settings) -> PruneReport:
     """Prune the model itself; see `prune_model`. A model that is refused is left as it was."""
     graph = ModelGraph(model)
-    convs = [_examine(graph, use, node) for use, node in graph.convolutions()]
+    convs = [_examine(graph, use, node, settings.vector) for use, node in graph.layers(settings.linear)]
     _apply_skips(convs, settings.skip)
 
     filters: dict[Origin, Filter] = {}
@@ -159,20 +162,25 @@ def one_line(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
-def _examine(graph: ModelGraph, use: Use, node: NodeProto) -> Conv:
+def _examine(graph: ModelGraph, use: Use, node: NodeProto, vector: int) -> Conv:
     from onnx import TensorProto
 
     weight = node.input[use.slot]
     origin = graph.origin(use.scope, weight)
     tensor = graph.tensor(origin)
     skipped = None
-    if node.op_type != "Conv":
+    linear = node.op_type in LINEAR_SLOTS
+    if not linear and node.op_type != "Conv":
         skipped = f"{node.op_type} is quantised"
     elif tensor is None:
         skipped = graph.why_not_stored(origin)
     elif not _is_float(tensor):
         skipped = f"the filter is {TensorProto.DataType.Name(tensor.data_type)}, not float16, float32 or float64"
-    elif len(tensor.dims) < 3 or 0 in tensor.dims:
+    elif linear and (len(tensor.dims) != 2 or 0 in tensor.dims):
+        skipped = f"the weight's shape {tuple(tensor.dims)} is no matrix"
+    elif linear and vector > 1 and not any(attribute.name == "transB" and attribute.i for attribute in node.attribute):
+        skipped = "the outputs stand along the last axis, vectors go along the first"
+    elif not linear and (len(tensor.dims) < 3 or 0 in tensor.dims):
         skipped = f"the filter's shape {tuple(tensor.dims)} is not (K, C/groups, kernel...)"
     return Conv(node.name or node.output[0], weight, use, origin, tensor, skipped)
 
