@@ -18,6 +18,7 @@ from tvm_sparse.deploy import tensors
 from tvm_sparse.deploy.metadata import TensorSpec
 
 _ATTEMPTS = 3
+_NOTHING_TO_DO = contextlib.nullcontext()
 _enqueue = threading.Lock()
 _pool_orders: dict[int, StreamOrder] = {}  # by device: libraries without a graph work on memory of one pool
 
@@ -38,6 +39,9 @@ class CudaCalls:
         self._tvm_ffi, self._index = tvm_ffi, index
         self._device = tvm_ffi.device("cuda", index)
         self._captured = captured
+        count = ctypes.c_int()
+        self._cuda("cudaGetDeviceCount", ctypes.byref(count))
+        self._several = count.value > 1
         with _enqueue, self._on_device():
             self._order = StreamOrder(self._cuda) if captured else self._shared_order()
 
@@ -99,9 +103,12 @@ class CudaCalls:
             _pool_orders[self._index] = StreamOrder(self._cuda)
         return _pool_orders[self._index]
 
+    def _on_device(self) -> contextlib.AbstractContextManager[None]:
+        """Make this CUDA's current device of the thread, which TVM captures and launches graphs on."""
+        return self._made_current() if self._several else _NOTHING_TO_DO
+
     @contextlib.contextmanager
-    def _on_device(self) -> Iterator[None]:
-        """CUDA's current device of this thread, which TVM captures and launches graphs on."""
+    def _made_current(self) -> Iterator[None]:
         before = ctypes.c_int()
         self._cuda("cudaGetDevice", ctypes.byref(before))
         if before.value == self._index:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -159,10 +158,11 @@ class Network:
         """
         values = tensors.in_order(self.inputs, inputs, named)
         framework = tensors.framework(values)
-        with self._torch_stream(framework):
-            results = self._run(values, framework)
-            converted = tuple(self._convert(result, values, framework) for result in results)
-        return converted[0] if len(converted) == 1 else converted
+        if framework == "torch" and self._gpu and _first_on_gpu(values):
+            converted = self._call_in_torch(values)
+        else:
+            converted = [self._convert(result, values, framework) for result in self._run(values)]
+        return converted[0] if len(converted) == 1 else tuple(converted)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Run the network once, inputs and outputs by name; the outputs are numpy arrays.
@@ -172,7 +172,7 @@ class Network:
         InputError
             As for a call.
         """
-        results = self._run(tensors.in_order(self.inputs, (), inputs), "numpy")
+        results = self._run(tensors.in_order(self.inputs, (), inputs))
         arrays = (self._to_numpy(result) for result in results)
         return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}
 
@@ -261,29 +261,22 @@ class Network:
     def _bucket(self, inputs: Sequence[Any]) -> int | None:
         return self._batching.bucket_of(inputs) if self._batching else None
 
-    def _run(self, values: Sequence[Any], framework: str) -> tuple[Any, ...]:
-        inputs = self.to_device(values)
-        outputs = self._torch_outputs(inputs) if self._gpu and framework == "torch" else None
-        results = self.invoke(inputs, outputs)
+    def _run(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        results = self.invoke(self.to_device(values))
         return self._batching.cut(results, values) if self._batching else results
 
-    def _torch_outputs(self, inputs: Sequence[Any]) -> list[Any]:
-        """In torch's memory, which knows its streams."""
-        import torch
-
-        place = torch.device(*self._place)
-        specs = self._outputs[self._bucket(inputs)]
-        made = (torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device=place) for spec in specs)
-        return [self._tvm_ffi.from_dlpack(tensor) for tensor in made]
-
-    def _torch_stream(self, framework: str) -> Any:
-        """Let TVM use the CUDA stream that torch's caller has chosen."""
-        if self._gpu is None or framework != "torch":
-            return contextlib.nullcontext()
+    def _call_in_torch(self, values: Sequence[Any]) -> list[Any]:
+        """On torch's stream, into its memory, which knows its streams."""
         import torch
 
         stream = torch.cuda.current_stream(self._place[1]).cuda_stream
-        return self._tvm_ffi.use_raw_stream(self._tvm_ffi.device(*self._place), stream)
+        place = torch.device(*self._place)
+        with self._tvm_ffi.use_raw_stream(self._tvm_ffi.device(*self._place), stream):
+            inputs = self.to_device(values)
+            specs = self._outputs[self._bucket(inputs)]
+            made = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device=place) for spec in specs]
+            self.invoke(inputs, [self._tvm_ffi.from_dlpack(tensor) for tensor in made])
+        return [tensor[: self._batching.batch_of(values)] for tensor in made] if self._batching else made
 
     def _to_numpy(self, result: Any) -> NDArray[Any]:
         self.synchronize()
@@ -296,12 +289,17 @@ class Network:
             return result
         import torch
 
-        inputs = [value for value in values if isinstance(value, torch.Tensor)]
-        if self._place[0] != "cpu" and not inputs[0].is_cuda:
+        if self._gpu:
             return torch.from_numpy(self._to_numpy(result))
         tensor = torch.from_dlpack(result)
+        inputs = [value for value in values if isinstance(value, torch.Tensor)]
         # A network may hand on an input as it came; its caller would then write into both.
         return tensor.clone() if any(value.data_ptr() == tensor.data_ptr() for value in inputs) else tensor
+
+
+def _first_on_gpu(values: Sequence[Any]) -> bool:
+    """Whether the first torch tensor among the inputs, which decides for the outputs, lies on a GPU."""
+    return bool(next(value.is_cuda for value in values if type(value).__module__.split(".")[0] == "torch"))
 
 
 def _start(tvm_ffi: Any, path: Path, kind: str, index: int) -> Any:

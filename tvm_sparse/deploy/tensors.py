@@ -37,6 +37,8 @@ def in_order(specs: Sequence[TensorSpec], positional: Sequence[Any], named: Mapp
     InputError
         One is missing, given twice, or not an input.
     """
+    if not named and len(positional) == len(specs):
+        return list(positional)
     names = [spec.name for spec in specs]
     expected = ", ".join(f"{spec.name} {spec.dtype} {_shape(spec.shape)}" for spec in specs)
     if len(positional) > len(names):
@@ -74,23 +76,25 @@ def to_tensor(tvm_ffi: Any, spec: TensorSpec, value: Any, kind: str, index: int)
     if not hasattr(value, "__dlpack__"):
         raise InputError(f"input {spec.name!r}: {type(value).__name__} is no numpy array and has no DLPack interface")
     try:
-        if hasattr(value, "detach"):  # torch refuses to share a tensor that records gradients
+        if getattr(value, "requires_grad", False):  # torch refuses to share a tensor that records gradients
             value = value.detach()
         if hasattr(value, "contiguous"):
             value = value.contiguous()
-        tensor = tvm_ffi.from_dlpack(value)
+        usable, tensor = True, _shared(tvm_ffi, value)
+        if tensor is None:
+            usable, tensor = False, tvm_ffi.from_dlpack(value)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         raise InputError(f"input {spec.name!r}: cannot be read through DLPack: {error}") from error
     _check(spec, tuple(tensor.shape), str(tensor.dtype))
     device = tensor.device
-    if device.dlpack_device_type() == DEVICE_TYPES["cpu"] and (kind == "cuda" or not _usable(tvm_ffi, tensor)):
+    if device.dlpack_device_type() == DEVICE_TYPES["cpu"] and (kind == "cuda" or not usable):
         return _from_numpy(tvm_ffi, spec, np.from_dlpack(tensor), kind, index)
     if (device.dlpack_device_type(), device.index) != (DEVICE_TYPES[kind], index):
         raise InputError(f"input {spec.name!r} lies on {device}, the network runs on {kind}:{index}: move it there")
-    if not _usable(tvm_ffi, tensor):
-        copy = allocate(tvm_ffi, spec, kind, index)
-        copy_tensor(tvm_ffi, tensor, copy)
-        return copy
+    if not usable:
+        whole = allocate(tvm_ffi, spec, kind, index)
+        copy_tensor(tvm_ffi, tensor, whole)
+        return whole
     return tensor
 
 
@@ -154,12 +158,12 @@ def _aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
     return copy
 
 
-def _usable(tvm_ffi: Any, tensor: Any) -> bool:
+def _shared(tvm_ffi: Any, value: Any) -> Any:
+    """A tensor in the memory of an array with a DLPack interface; None where compiled code cannot read it as it is."""
     try:
-        tvm_ffi.from_dlpack(tensor, require_alignment=ALIGNMENT_BYTES, require_contiguous=True)
+        return tvm_ffi.from_dlpack(value, require_alignment=ALIGNMENT_BYTES, require_contiguous=True)
     except (ValueError, RuntimeError):
-        return False
-    return True
+        return None
 
 
 def _check(spec: TensorSpec, shape: tuple[int, ...], dtype: str) -> None:
