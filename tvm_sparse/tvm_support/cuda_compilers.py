@@ -19,6 +19,7 @@ from tvm_sparse.cuda.archs import parse_archs, sm_number
 from tvm_sparse.cuda.fatbin import find_fatbins, pack_fatbin
 from tvm_sparse.cuda.paths import find_library, find_nvcc
 from tvm_sparse.errors import CompileError
+from tvm_sparse.tvm_support.cuda_parts import compile_in_parts
 
 MATH_FLAGS = ("--fmad=true", "--prec-div=true", "--prec-sqrt=true", "--ftz=false")
 _NVRTC_SONAME = "libnvrtc.so.13"
@@ -98,11 +99,13 @@ def cuda_compiler(kind: str | None = None) -> CudaCompiler:
 
 
 def _nvcc_fatbin(nvcc: str, source: str, archs: Sequence[str]) -> bytes:
+    flags = ["-O3", "-std=c++17", "-w", *MATH_FLAGS, "--expt-relaxed-constexpr"]
+    if (linked := compile_in_parts(nvcc, source, archs, flags, _TIMEOUT_S)) is not None:
+        return linked
     gencode = [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in archs]
     with tempfile.TemporaryDirectory(prefix="tvm-sparse-") as folder:
         (Path(folder) / "kernels.cu").write_text(source)
-        command = [nvcc, "--fatbin", "-O3", "-std=c++17", "-w", "--threads=0", *gencode, *MATH_FLAGS]
-        command += ["--expt-relaxed-constexpr", "-o", "kernels.fatbin", "kernels.cu"]
+        command = [nvcc, "--fatbin", *flags, "--threads=0", *gencode, "-o", "kernels.fatbin", "kernels.cu"]
         try:
             run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S)
         except (OSError, subprocess.TimeoutExpired) as error:
