@@ -16,6 +16,7 @@ where they are in different banks; pack_rows orders them so, as far as a row has
 from __future__ import annotations
 
 import math
+from itertools import product
 
 from numpy.typing import NDArray
 from tvm import s_tir, tirx
@@ -23,8 +24,11 @@ from tvm.target import Target
 
 from tvm_sparse.compute.direct_conv import DirectConv
 from tvm_sparse.compute.row_conv import RowTiling, pack_rows, row_conv2d
+from tvm_sparse.compute.warp_tiling import WARP
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules.base import Kernel, Knobs, Template
+from tvm_sparse.schedules.cuda_cost import CYCLES_PER_US, ENOUGH_WARPS, LAUNCH, SHARED_BYTES, THREADS
+from tvm_sparse.schedules.cuda_cost import MULTIPROCESSORS as PROCESSORS
 from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
 from tvm_sparse.schedules.primitives import bind_row_length, declare_whole_read, mark_row_length
 from tvm_sparse.schedules.registers import keep_own_lane
@@ -32,17 +36,16 @@ from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
 #: Lanes of a row: a warp or a part of it.
 LANES = (4, 8, 16, 32)
-#: Images of a block of layers that were never tuned: 8 beat 16 and 4 at batch 32 of AlexNet's first linear layer.
-GOOD_IMAGES = 8
-#: Blocks that give nearly every multiprocessor of a large GPU one.
-FEWEST_BLOCKS = 125
 #: Images of a block, rows and sums of a thread, products a step is unrolled to.
 MOST_IMAGES, MOST_OWN, MOST_SUMS, MOST_UNROLLED = 16, 8, 64, 128
 _CHUNKS = (1, 2, 4, 8, 16, 32, 64)
 #: Bytes of a copy, of which chunks are whole multiples.
 COPY_BYTES = 16
-#: Shared memory of a block of several images.
-STAGED_BYTES = 160 * 1024
+#: Bytes of an offset, as a rule.
+OFFSET_BYTES = 2
+#: Estimates, held against linear layers of AlexNet on an H200: bytes that all of a GPU reads in a cycle from memory and
+#: from L2, loads of the busiest bank when a warp gathers, cycles of a chunk.
+MEMORY_RATE, CACHE_RATE, CONFLICTS, CHUNK = 2200, 3600, 1.7, 1500
 
 
 class CudaRow(Template):
@@ -74,20 +77,37 @@ class CudaRow(Template):
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
         row = density * workload.c_per_group * workload.r * workload.s
         lanes = next((lanes for lanes in reversed(LANES) if row >= 4 * lanes), min(LANES))
-        images = max(_divisors(workload.n, GOOD_IMAGES))
-        budget = min(STAGED_BYTES if images > 1 else shared_limit(target), shared_limit(target))
-        chunked = [RowTiling(workload, 1, 1, chunks) for chunks in _CHUNKS]
-        chunks = next((one.chunks for one in chunked if _bytes(one, images) <= budget), _CHUNKS[-1])
-        while images > 1 and _bytes(RowTiling(workload, 1, 1, chunks), images) > shared_limit(target):
-            images = max(_divisors(workload.n, images - 1))
-        wanted = max(1, workload.n // images * workload.k // FEWEST_BLOCKS)
-        rows = max(_divisors(workload.k, min(wanted, thread_limit(target) // lanes)))
-        # What is staged serves more rows where there are images enough to keep all multiprocessors busy.
-        sums = MOST_SUMS // images
-        own = max(_divisors(workload.k // rows, min(MOST_OWN, max(1, wanted // rows), sums)))
-        unroll = next((u for u in (4, 2) if row / chunks >= 4 * u * lanes and u * images <= MOST_UNROLLED), 1)
-        row_knobs: dict[str, int | str] = {"lanes": lanes, "rows": rows, "own_rows": own, "unroll": unroll}
-        return {**row_knobs, "images": images, "chunks": chunks}
+        best: tuple[float, dict[str, int | str]] = (math.inf, {})
+        for images, chunks in product(_divisors(workload.n, MOST_IMAGES), _CHUNKS):
+            unroll = next((u for u in (4, 2) if row / chunks >= 4 * u * lanes and u * images <= MOST_UNROLLED), 1)
+            for rows, own in product(
+                _divisors(workload.k, thread_limit(target) // lanes), _divisors(workload.k, MOST_OWN)
+            ):
+                knobs: dict[str, int | str] = {"lanes": lanes, "rows": rows, "own_rows": own, "unroll": unroll}
+                knobs |= {"images": images, "chunks": chunks}
+                best = min(best, (self.estimate_us(workload, density, knobs, target), knobs), key=lambda one: one[0])
+        return best[1]
+
+    def estimate_us(self, workload: ConvWorkload, density: float, knobs: Knobs, target: Target) -> float:
+        tiling = self.tiling(workload, knobs)
+        try:
+            self._check(tiling, knobs, target)
+        except InputError:
+            return math.inf
+        rows, own_rows, images = (int(knobs[name]) for name in ("rows", "own_rows", "images"))
+        size, threads = ELEMENT_BYTES[workload.dtype], rows * tiling.lanes
+        blocks = workload.n // images * (workload.k // (rows * own_rows))
+        row = density * workload.c_per_group * workload.r * workload.s
+        nonzeros = workload.k * (row + tiling.chunks * tiling.step / 2)
+        weights = nonzeros * (size + OFFSET_BYTES)
+        again = (workload.n / images - 1) * weights + blocks * tiling.chunks * _bytes(tiling, images)
+        reading = weights / MEMORY_RATE + again / CACHE_RATE
+        gathered = workload.n * nonzeros / WARP * CONFLICTS / PROCESSORS
+        each = -(-blocks // PROCESSORS)
+        resident = max(1, min(each, SHARED_BYTES // _bytes(tiling, images), THREADS // threads))
+        idle = each * PROCESSORS / blocks * max(1.0, (ENOUGH_WARPS * WARP / (resident * threads)) ** 0.7)
+        waiting = -(-each // resident) * tiling.chunks * CHUNK
+        return (LAUNCH + waiting + idle * (reading + gathered)) / CYCLES_PER_US
 
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> RowTiling:  # type: ignore[override]
         return RowTiling(workload, int(knobs["lanes"]), int(knobs["unroll"]), int(knobs["chunks"]))

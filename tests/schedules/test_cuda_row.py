@@ -112,4 +112,4 @@ def test_the_defaults_of_linear_layers_fill_a_gpu():
         workload = ConvWorkload(n, c, 1, 1, k, 1, 1)
         knobs = template("cuda_row").default(workload, 0.1, GPU)
         blocks = n // int(knobs["images"]) * (k // (int(knobs["rows"]) * int(knobs["own_rows"])))
-        assert 125 <= blocks <= 512 and int(knobs["rows"]) * int(knobs["lanes"]) >= 128, knobs
+        assert 100 <= blocks <= 512 and int(knobs["rows"]) * int(knobs["lanes"]) >= 128, knobs
