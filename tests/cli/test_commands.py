@@ -192,7 +192,7 @@ def test_compile(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) 
         "threads": 2,
         "log": "shipped",
         "cuda_graph": False,
-            "precision": "float32",
+        "precision": "float32",
         "verify": False,
     }
     captured = capsys.readouterr()
