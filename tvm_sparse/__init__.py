@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tvm_sparse import errors, prune
     from tvm_sparse.api import CompiledNetwork, compile, inspect, tune, verify
-    from tvm_sparse.deploy import bench, load, serve
+    from tvm_sparse.deploy import bench, load, profile, serve
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ __all__ = [
     "errors",
     "inspect",
     "load",
+    "profile",
     "prune",
     "serve",
     "tune",
@@ -39,6 +40,7 @@ _HOMES = {
     "compile": "tvm_sparse.api",
     "inspect": "tvm_sparse.api",
     "load": "tvm_sparse.deploy",
+    "profile": "tvm_sparse.deploy",
     "serve": "tvm_sparse.deploy",
     "tune": "tvm_sparse.api",
     "verify": "tvm_sparse.api",

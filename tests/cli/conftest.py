@@ -19,6 +19,7 @@ USED = [
     ("tvm_sparse.api", "verify", "tvm_sparse"),
     ("tvm_sparse.deploy", "load", "tvm_sparse"),
     ("tvm_sparse.deploy", "bench", "tvm_sparse"),
+    ("tvm_sparse.deploy", "profile", "tvm_sparse"),
     ("tvm_sparse.deploy.environment", "collect_env", "tvm_sparse.deploy.environment"),
     ("tvm_sparse.prune", "prune_file", "tvm_sparse.prune"),
 ]

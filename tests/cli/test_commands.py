@@ -163,22 +163,8 @@ def test_compile(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) 
     calls.answers["compile"] = compile
     output, report = model.with_name("net.so"), model.with_name("report.json")
     options = ["--target", "cuda", "--arch", "sm_80,sm_90", "--sparse", "always", "--batch", "1", "--threads", "2"]
-    assert (
-        main(
-            [
-                "compile",
-                str(model),
-                "-o",
-                str(output),
-                *options,
-                "--no-cuda-graph",
-                "--no-verify",
-                "--json",
-                str(report),
-            ]
-        )
-        == 0
-    )
+    options += ["--no-cuda-graph", "--no-verify", "--json", str(report)]
+    assert main(["compile", str(model), "-o", str(output), *options]) == 0
     _, args, kwargs = calls.last
     del kwargs["progress"]
     assert args == (model,)
@@ -352,6 +338,45 @@ def test_bench(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) ->
     assert calls.seen[1] == ("bench", ("network",), {"repeats": 5, "warmup": 1, "seed": 0, "batch": 7})
     assert "median us: 12.5" in capsys.readouterr().out
     assert json.loads(report.read_text()) == {"median_us": 12.5, "p95_us": 20.0}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str = "conv1"
+    decision: str = "sparse"
+    template: str = "cuda_pixel"
+    time_us: float = 12.5
+    share: float = 0.25
+    bound_share: float | None = 0.5
+    reason: str = "90% zeros"
+
+
+@dataclass(frozen=True)
+class Profile:
+    model: str = "net"
+    device: str = "cuda:0"
+    sum_us: float = 50.0
+    call_us: float = 60.0
+    kernels: tuple[Kernel, ...] = (Kernel(), Kernel("max pool2d", "", "", 37.5, 0.75, None, ""))
+
+
+def test_bench_profile(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls.answers |= {"load": lambda *_, **__: "network", "profile": Profile()}
+    report = model.with_name("profile.json")
+    assert main(["bench", "net.so", "--profile", "--batch", "7", "--seed", "3", "--json", str(report)]) == 0
+    assert calls.seen[1] == ("profile", ("network",), {"batch": 7, "seed": 3})
+    header, first, second, *rest = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["layer", "runs", "template", "µs"]
+    assert first.split() == ["conv1", "sparse", "cuda_pixel", "12.5", "25.0%", "50%", "90%", "zeros"]
+    assert second.split() == ["max", "pool2d", "37.5", "75.0%", "–"]
+    assert rest == ["model: net", "device: cuda:0", "kernels, µs: 50", "call, µs: 60"]
+    assert json.loads(report.read_text())["kernels"][0]["bound_share"] == 0.5
+
+
+@pytest.mark.parametrize("other", [["--devices", "all"], ["--compare", "torch", "--model", "net.onnx"]])
+def test_a_profile_is_not_something_else_too(other: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "net.so", "--profile", *other]) == 2
+    assert "does not go together with" in capsys.readouterr().err
 
 
 def test_collect_env(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ def command(
     warmup: Annotated[int, typer.Option(min=0, help="Calls before the timed ones.")] = 10,
     threads: Threads = None,
     batch: OneBatch = None,
+    profile: Annotated[bool, typer.Option("--profile", help="The time of each kernel instead.")] = False,
     devices: Annotated[
         str | None,
         typer.Option(
@@ -50,13 +51,20 @@ def command(
 
     With --compare a table follows: torch (on a GPU cuDNN in float32, TF32 and float16, in both layouts, as CUDA graphs)
     or onnxruntime on the same model, sampled in turn with the library. With --devices a table of images a second on the
-    first device, the first two, four, … and all, from host memory and with inputs that lie on the device.
+    first device, the first two, four, … and all, from host memory and with inputs that lie on the device. With
+    --profile a table of the kernels in their order: what runs each and why, its time, its share of all, and, on a GPU,
+    how close it is to what device memory and arithmetic allow.
     """
     check_json_file(json)
     if (compare is None) != (model is None):
         raise typer.BadParameter("--compare and --model go together", param_hint="--compare")
     if compare is not None and compare not in _PEERS:
         raise typer.BadParameter(f"{compare!r}: choose one of {', '.join(_PEERS)}", param_hint="--compare")
+    if profile:
+        if compare is not None or devices is not None:
+            raise typer.BadParameter("does not go together with --compare and --devices", param_hint="--profile")
+        _show_profile(library, threads, batch, seed, json)
+        return
     if devices is not None:
         if compare is not None:
             raise typer.BadParameter("does not go together with --compare", param_hint="--devices")
@@ -114,6 +122,32 @@ def _show_throughput(
             }
             for rate in result.rates
         ]
+    )
+
+
+def _show_profile(library: Path, threads: int | None, batch: int | None, seed: int, json: Path | None) -> None:
+    import tvm_sparse
+    from tvm_sparse.cli.output import show_pairs, show_table, write_json
+
+    result = tvm_sparse.profile(tvm_sparse.load(library, threads=threads), batch=batch, seed=seed)
+    if write_json(result, json):
+        return
+    show_table(
+        [
+            {
+                "layer": kernel.name,
+                "runs": kernel.decision,
+                "template": kernel.template,
+                "µs": kernel.time_us,
+                "share": f"{kernel.share:.1%}",
+                "of the bound": "–" if kernel.bound_share is None else f"{kernel.bound_share:.0%}",
+                "why": kernel.reason,
+            }
+            for kernel in result.kernels
+        ]
+    )
+    show_pairs(
+        {"model": result.model, "device": result.device, "kernels, µs": result.sum_us, "call, µs": result.call_us}
     )
 
 

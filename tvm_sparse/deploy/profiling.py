@@ -77,15 +77,22 @@ class Profile:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
 
-def profile(network: Network, *, seed: int = 0) -> Profile:
+def profile(network: Network, *, batch: int | None = None, seed: int = 0) -> Profile:
     """Time every kernel by itself, repeated on the same arguments; on a GPU in a CUDA graph of that kernel.
 
     Parameters
     ----------
+    batch
+        Of the random inputs, for a library that serves several; by default the largest.
     seed
         Of the random inputs.
+
+    Raises
+    ------
+    InputError
+        The batch is not served.
     """
-    arguments = network.to_device(tensors.in_order(network.inputs, (), network.random_inputs(seed)))
+    arguments = network.to_device(tensors.in_order(network.inputs, (), network.random_inputs(seed, batch)))
     on_gpu = network.device != "cpu"
     timer = _gpu_timer(network.index) if on_gpu else _cpu_time_us
     seen: list[tuple[str, int, float]] = []
@@ -95,7 +102,7 @@ def profile(network: Network, *, seed: int = 0) -> Profile:
             seen.append((name, _bytes(values), timer(lambda: function(*values))))
         return 0  # and run it
 
-    call_us = bench(network, seed=seed, repeats=20).median_us
+    call_us = bench(network, batch=batch, seed=seed, repeats=20).median_us
     network.run_instrumented(arguments, instrument)
     sum_us = sum(time_us for _, _, time_us in seen)
     limits = Limits.of_gpu(network.index) if on_gpu else None
@@ -141,7 +148,7 @@ def _described(
 
 def readable(function: str) -> str:
     """What a function that TVM named computes: fused_conv2d_add1_relu3 is "conv2d add relu"."""
-    words = function.removeprefix("fused_").replace("tir_", "").split("_")
+    words = re.sub(r"_batch_\d+$", "", function.removeprefix("fused_").replace("tir_", "")).split("_")
     return " ".join(re.sub(r"(?<=[a-z])\d+$", "", word) for word in words)
 
 

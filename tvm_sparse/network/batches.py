@@ -59,8 +59,11 @@ def build_batches(
             progress(f"{stage}, batch {bucket}", fraction)
 
         module, layers = lower_network(model, target, mode, tell, known)
-        merged.update(_renamed(module, sizes.function(bucket), f"_batch_{bucket}"))
-        report += [replace(layer, batch=bucket) for layer in layers]
+        suffix = f"_batch_{bucket}"
+        merged.update(_renamed(module, sizes.function(bucket), suffix))
+        report += [
+            replace(layer, batch=bucket, function=layer.function and f"{layer.function}{suffix}") for layer in layers
+        ]
     return BuiltNetwork(generate_code(merged, target, progress, cuda_graph), report)
 
 
