@@ -26,7 +26,7 @@ from tvm import s_tir, tirx
 from tvm.target import Target
 
 from tvm_sparse.compute.direct_conv import DirectConv
-from tvm_sparse.compute.pair_tiling import PAIR, pair_axis
+from tvm_sparse.compute.pair_tiling import PAIR, pair_axis, words_of
 from tvm_sparse.compute.pattern_conv import (
     BYTES_PER_NONZERO,
     PatternFilter,
@@ -99,13 +99,14 @@ class CudaPattern(Template):
             "order": ("groups", "tiles"),
             "blocks_per_sm": (0, 2, 3, 4),
             "rotate": (0, 1),
-            **({"pairs": tiles.pair_options(workload)} if pair_axis(workload) == "columns" else {}),
+            **({"pairs": tiles.pair_options(workload)} if tiles.pair_options(workload) else {}),
         }
 
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
-        own, budget = reads_own_pixel(workload), min(STAGED_BYTES, shared_limit(target))
         pairs = self._default_pairs(workload, density)
         paired = pairs.get("pairs", tiles.NO_PAIRS) != tiles.NO_PAIRS
+        own = reads_own_pixel(workload) and not (paired and pair_axis(workload) == "images")
+        budget = min(STAGED_BYTES, shared_limit(target))
         threads = min(THREADS, thread_limit(target))
         tile = (1, 1, threads) if own else pattern_tile.best_tile(workload, threads, budget)
         code = BYTES_PER_NONZERO * density * math.prod(workload.filter_shape)
@@ -116,15 +117,19 @@ class CudaPattern(Template):
             group = pattern_tile.best_rows(workload, density, tile, not own)
         threads = pattern_tile.fill(workload, group, threads)
         channels, stages = workload.c_per_group, 0
+        layout = workload
         if paired:
-            group, threads = min(group, pattern_tile.MOST_SUMS // PAIR), max(pattern_tile.WARP, threads // PAIR)
-            chunks = math.ceil(density * workload.c_per_group / HALF_SUMMED)
-            channels = -(-workload.c_per_group // chunks)
+            # A tile that is staged comes in chunks, whose sums in float32 take two registers more for each in float16.
+            group = min(group, pattern_tile.MOST_SUMS // PAIR, *(() if own else (pattern_tile.FEW_SUMS // PAIR,)))
+            threads = max(pattern_tile.WARP, threads // PAIR) if own else threads
+            row = density * workload.c_per_group * workload.r * workload.s
+            channels = -(-workload.c_per_group // max(1, math.ceil(row / HALF_SUMMED)))
+            layout = words_of(workload)
         if not own:
-            tile = pattern_tile.best_tile(workload, threads, budget)
-            one = pattern_tile.shared_bytes(PatternTiling(workload, *tile, 1, group), 1)
+            tile = pattern_tile.best_tile(layout, threads, budget)
+            one = pattern_tile.shared_bytes(PatternTiling(layout, *tile, 1, group), 1)
             stages = 2 if _copies_ahead(workload, target) and 2 * one <= budget else 1
-            channels = pattern_tile.channels_within(workload, tile, stages, budget)
+            channels = min(channels, pattern_tile.channels_within(layout, tile, stages, budget))
             stages = stages if channels < workload.c_per_group else 1
         images, rows, cols = (1, 1, threads) if own else tile
         return {
@@ -135,7 +140,7 @@ class CudaPattern(Template):
             "rows_per_group": group,
             "stages": stages,
             "order": "groups" if code > pattern_tile.CACHED_CODE_BYTES else "tiles",
-            "blocks_per_sm": pattern_tile.resident_blocks(group, not own) if filled else 0,
+            "blocks_per_sm": pattern_tile.resident_blocks(group, not own, paired) if filled else 0,
             "rotate": 0,
             **pairs,
         }
@@ -143,10 +148,8 @@ class CudaPattern(Template):
     @staticmethod
     def _default_pairs(workload: ConvWorkload, density: float) -> dict[str, int | str]:
         """Pairs summed in float16, which were faster on every layer measured; those summed in float32 were not."""
-        if pair_axis(workload) != "columns":
-            return {}
         pairs = tiles.default_pairs(workload, density)
-        return pairs if tiles.chunk_dtype(pairs) == "float16" else {"pairs": tiles.NO_PAIRS}
+        return {"pairs": tiles.NO_PAIRS} if pairs and tiles.chunk_dtype(pairs) != "float16" else pairs
 
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> PatternTiling:  # type: ignore[override]
         images, rows, cols = int(knobs["images"]), int(knobs["rows"]), int(knobs["cols"])
@@ -190,10 +193,10 @@ class CudaPattern(Template):
 
         if tiling.staged:
             image, k, p, q = sch.get_loops(out)
-            tile_image, image = sch.split(image, [None, tiling.images])
+            tile_image, image, *pair = sch.split(image, [None, tiling.images, *([PAIR] if tiling.paired else [])])
             tile_row, row = sch.split(p, [None, tiling.rows])
             tile_col, col = sch.split(q, [None, tiling.cols])
-            outer, pixels, pair = [tile_image, tile_row, tile_col], [image, row, col], []
+            outer, pixels = [tile_image, tile_row, tile_col], [image, row, col]
         else:
             rows, cols = tiling.workload.p, tiling.workload.q
             sch.transform_block_layout(out, lambda i, k, p, q: (k, (i * rows + p) * cols + q))
@@ -219,7 +222,7 @@ class CudaPattern(Template):
         sch.bind(sch.fuse(*pixels), "threadIdx.x")
         sch.unroll(v)
         for loop in pair:
-            sch.vectorize(loop)
+            (sch.unroll if tiling.staged else sch.vectorize)(loop)
         mark_pattern(sch, sums)
         if int(knobs["rotate"]):
             mark_rotated(sch, chunk)
@@ -230,12 +233,17 @@ class CudaPattern(Template):
     def _stage(self, sch: s_tir.Schedule, tiling: PatternTiling, chunk: object) -> None:
         """Copy the tile at every chunk; a thread computes an address once for all interleaved planes."""
         tile = sch.get_sblock("tile")
-        declare_whole_read(sch, sch.get_sblock("part"), "tile")
+        declare_whole_read(sch, sch.get_sblock("part"), "tile", dims=2 if tiling.paired else 1)
         sch.set_scope(tile, 0, "shared.dyn")
         sch.compute_at(tile, chunk, preserve_unit_loops=True)
-        plane, place = sch.split(sch.get_loops(tile)[-1], [tiling.planes, tiling.plane])
+        loops = sch.get_loops(tile)
+        pair = [loops[-1]] if tiling.paired else []
+        plane, place = sch.split(loops[-1 - len(pair)], [tiling.planes, tiling.plane])
         step, thread = sch.split(place, [None, tiling.pixels])
-        sch.reorder(step, thread, plane)
+        sch.reorder(step, thread, plane, *pair)
+        for loop in pair:
+            # Of an odd number of images the last has no other: a test of its own.
+            (sch.unroll if tiling.workload.n % PAIR else sch.vectorize)(loop)
         sch.bind(thread, "threadIdx.x")
         if tiling.elements <= MOST_COPIES * tiling.pixels:
             sch.unroll(step)
@@ -268,6 +276,9 @@ def _own_storage(func: tirx.PrimFunc, tiling: PatternTiling, stages: int) -> tir
         return func
     old = find_buffer(func, "tile_shared.dyn")
     elements = pattern_tile.staged_elements(tiling, stages)
+    if tiling.paired:
+        tile = tirx.decl_buffer((elements // PAIR, PAIR), old.dtype, old.name, scope=old.scope())
+        return replace_buffer(func, old, tile, lambda at: at[5:])
     tile = tirx.decl_buffer((elements,), old.dtype, old.name, scope=old.scope())
     return replace_buffer(func, old, tile, lambda at: [at[4] % stages * tiling.elements + at[5]])
 

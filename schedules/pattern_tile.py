@@ -24,7 +24,7 @@ INSTRUCTION_BYTES, CODE_BYTES_A_CLOCK, L2_BYTES_A_CLOCK = 16, 2, 22
 
 def staged_elements(tiling: PatternTiling, stages: int) -> int:
     """Elements of a block's tiles; a few more than one, since TVM 0.27 forgets to place a buffer of 4 bytes or less."""
-    return max(FEWEST_STAGED, tiling.elements * stages) if stages else 0
+    return max(FEWEST_STAGED, tiling.pair * tiling.elements * stages) if stages else 0
 
 
 def shared_bytes(tiling: PatternTiling, stages: int) -> int:
@@ -87,9 +87,11 @@ def most_rows(workload: ConvWorkload, code_bytes: float) -> int:
     return max(size for size in row_groups(workload) if size <= most)
 
 
-def resident_blocks(rows: int, staged: bool) -> int:
+def resident_blocks(rows: int, staged: bool, paired: bool) -> int:
     """Blocks a multiprocessor that the compiler should leave registers for."""
-    return 3 if staged else 2 if rows > FEW_SUMS // 2 else 4
+    if staged:
+        return 2 if paired else 3
+    return 2 if rows > FEW_SUMS // 2 and not paired else 4
 
 
 def fill(workload: ConvWorkload, rows: int, most_threads: int) -> int:

@@ -1,7 +1,7 @@
 """Direct convolution for schedules that know the filter: its nonzeros become code, so no array of them is read.
 
     x    (n, c, h, w)                       dense input
-    tile (ti, g, ty, tx, chunk, e)          input of one tile and channel chunk, padded, in the layout of the tile
+    tile (ti, g, ty, tx, chunk, e, [pair])  input of one tile and channel chunk, padded, in the layout of the tile
     part (ti, kg, ty, tx, v, f, [pair])     Σ over all chunks, channels of a chunk and kernel elements
     out  (n, k, p, q)                       activation(part + bias + residual)
 
@@ -55,8 +55,10 @@ class PatternTiling:
     In the staged tile 32 consecutive pixels f = (image * rows + row) * cols + col stand in 32 memory banks, also where
     they reach over rows and images: rows of some channels lie side by side, so that the distance of two rows can be
     what the banks need, and the columns of a stride lie apart by phase. A tile that is not staged is `cols` pixels of
-    the row of all pixels of all images, read from x; that is for 1x1 filters without padding only. With `paired` it is
-    `cols` pairs of such pixels, for 16-bit elements of a pointwise convolution with even rows.
+    the row of all pixels of all images, read from x; that is for 1x1 filters without padding only.
+
+    With `paired`, 16-bit pixels are counted in pairs (see pair_tiling): neighbours in a row, `cols` pairs of them, where
+    the tile is not staged, and those of two neighbouring images, 2·`images` in all, where it is.
     """
 
     workload: ConvWorkload = field(repr=False)
@@ -75,9 +77,9 @@ class PatternTiling:
             raise InputError(f"{self.workload}: only a 1x1 filter without padding can do without a staged tile")
         if not self.staged and (self.images, self.rows) != (1, 1):
             raise InputError(f"{self}: without a staged tile, pixels are one row of one image")
-        if self.paired and (self.staged or pair_axis(self.workload) != "columns"):
+        if self.paired and pair_axis(self.workload) != ("images" if self.staged else "columns"):
             raise InputError(
-                f"{self.workload}: pairs need 16-bit elements of a 1x1 filter, even rows, and no staged tile"
+                f"{self.workload}: a {'' if self.staged else 'not '}staged tile of its pixels has no pairs"
             )
 
     @property
@@ -96,7 +98,7 @@ class PatternTiling:
         workload = self.workload
         if not self.staged:
             return 1, 1, -(-workload.n * workload.p * workload.q // (self.pair * self.cols))
-        return -(-workload.n // self.images), -(-workload.p // self.rows), -(-workload.q // self.cols)
+        return -(-workload.n // (self.pair * self.images)), -(-workload.p // self.rows), -(-workload.q // self.cols)
 
     @property
     def chunks(self) -> int:
@@ -131,7 +133,7 @@ class PatternTiling:
     @property
     def _banks(self) -> int:
         """Elements of all memory banks."""
-        return BANKS * BANK_BYTES // ELEMENT_BYTES[self.workload.dtype]
+        return BANKS * BANK_BYTES // (self.pair * ELEMENT_BYTES[self.workload.dtype])
 
     @property
     def _lines(self) -> tuple[int, int]:
@@ -173,7 +175,7 @@ class PatternTiling:
 
     @property
     def elements(self) -> int:
-        """Elements of the buffer of one tile and chunk; 0 if it is not staged."""
+        """Elements, or pairs of them, of the buffer of one tile and chunk; 0 if it is not staged."""
         return self.planes * self.plane if self.staged else 0
 
     def offset(self, c: Any, r: Any, s: Any) -> Any:
@@ -213,8 +215,10 @@ class PatternTiling:
             m = (i * self.workload.p + p) * self.workload.q + q
             word = m // self.pair
             return 0, 0, word // self.cols, word % self.cols, *([m % PAIR] if self.paired else [])
+        pair = [i % PAIR] if self.paired else []
+        i = i // self.pair
         f = (i % self.images * self.rows + p % self.rows) * self.cols + q % self.cols
-        return i // self.images, p // self.rows, q // self.cols, f
+        return i // self.images, p // self.rows, q // self.cols, f, *pair
 
 
 def reads_own_pixel(workload: ConvWorkload) -> bool:
@@ -241,10 +245,12 @@ def pattern_conv2d(tiling: PatternTiling) -> DirectConv:
     filter_shape = (tiling.row_groups * tiling.rows_per_group, tiling.chunks * tiling.channels, workload.r, workload.s)
     weight = te.placeholder(filter_shape, "float32", name="weight")
 
-    def read_input(ti: Any, g: Any, ty: Any, tx: Any, chunk: Any, e: Any) -> Any:
+    def read_input(ti: Any, g: Any, ty: Any, tx: Any, chunk: Any, e: Any, *of_pair: Any) -> Any:
         image, channel, row, col, inside = tiling.source(e, ty, tx)
         image, channel = ti * tiling.images + image, chunk * tiling.channels + channel
-        if n % tiling.images:
+        if of_pair:
+            image = image * PAIR + of_pair[0]
+        if n % (tiling.pair * tiling.images):
             inside.append(image < n)
         if tiling.chunks * tiling.channels > workload.c_per_group:
             inside.append(channel < workload.c_per_group)
@@ -252,9 +258,10 @@ def pattern_conv2d(tiling: PatternTiling) -> DirectConv:
         return tirx.if_then_else(tirx.all(*inside), element, tirx.const(0, dtype))
 
     tiles = tiling.grid
+    pairs, pair_axes = ([PAIR], ["pair"]) if tiling.paired else ([], [])
     if tiling.staged:
         shape = (tiles[0], groups, *tiles[1:], tiling.chunks, tiling.elements)
-        tile = te.compute(shape, read_input, name="tile")
+        tile = te.compute((*shape, *pairs), read_input, name="tile", varargs_names=pair_axes)
 
     chunk = te.reduce_axis((0, tiling.chunks), name="chunk")
     c = te.reduce_axis((0, tiling.channels), name="c")
@@ -264,7 +271,7 @@ def pattern_conv2d(tiling: PatternTiling) -> DirectConv:
     def total(ti: Any, kg: Any, ty: Any, tx: Any, v: Any, f: Any, *of_pair: Any) -> Any:
         channel, g = chunk * tiling.channels + c, kg // groups_per_conv
         if tiling.staged:
-            element = tile[ti, g, ty, tx, chunk, tiling.offset(c, r, s) + tiling.pixel(f)]
+            element = tile[(ti, g, ty, tx, chunk, tiling.offset(c, r, s) + tiling.pixel(f), *of_pair)]
         else:
             # A pixel beyond the output reads the last one there is: nobody stores its sum.
             q = workload.q // tiling.pair
@@ -277,8 +284,7 @@ def pattern_conv2d(tiling: PatternTiling) -> DirectConv:
         return te.sum(product, axis=[chunk, c, r, s])
 
     shape = (tiles[0], tiling.row_groups, *tiles[1:], tiling.rows_per_group, tiling.pixels)
-    pair_axes = ["pair"] if tiling.paired else []
-    part = te.compute((*shape, *(PAIR for _ in pair_axes)), total, name="part", varargs_names=pair_axes)
+    part = te.compute((*shape, *pairs), total, name="part", varargs_names=pair_axes)
 
     def summed(i: Any, k: Any, p: Any, q: Any) -> Any:
         ti, ty, tx, *f = tiling.out_index(i, p, q)
