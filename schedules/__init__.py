@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tvm.target import Target
 
+from tvm_sparse.compute.pair_tiling import pair_axis
 from tvm_sparse.compute.pattern_conv import reads_own_pixel
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import cuda_cost
@@ -85,9 +86,10 @@ def select(workload: ConvWorkload, density: float, target: Target) -> Template:
     if density >= 1 and dense.applies(workload, target) is None:
         return dense
     pattern, pixels = template("cuda_pattern"), workload.n * workload.p * workload.q
-    enough = nonzeros <= PATTERN_NONZEROS and pixels >= PATTERN_PIXELS
-    # What is staged in 16 bits is copied without cp.async and loaded one by one.
-    enough = enough and (workload.dtype == "float32" or workload.pointwise)
+    # 16-bit pixels are staged without cp.async and, unless summed in pairs, loaded one by one.
+    paired = workload.dtype == "float16" and pair_axis(workload) is not None
+    loads_well = workload.dtype == "float32" or workload.pointwise or paired
+    enough = nonzeros <= PATTERN_NONZEROS and pixels >= PATTERN_PIXELS and loads_well
     small = reads_own_pixel(workload) and nonzeros <= SMALL_NONZEROS and pixels <= SMALL_PIXELS
     if density <= PATTERN_DENSITY and (enough or small) and pattern.applies(workload, target) is None:
         return pattern
