@@ -57,8 +57,8 @@ class PatternTiling:
     what the banks need, and the columns of a stride lie apart by phase. A tile that is not staged is `cols` pixels of
     the row of all pixels of all images, read from x; that is for 1x1 filters without padding only.
 
-    With `paired`, 16-bit pixels are counted in pairs (see pair_tiling): neighbours in a row, `cols` pairs of them, where
-    the tile is not staged, and those of two neighbouring images, 2·`images` in all, where it is.
+    With `paired`, 16-bit pixels are counted in pairs (see pair_tiling): neighbours in a row, `cols` pairs of them,
+    where the tile is not staged, and those of two neighbouring images, 2·`images` in all, where it is.
     """
 
     workload: ConvWorkload = field(repr=False)
@@ -78,9 +78,7 @@ class PatternTiling:
         if not self.staged and (self.images, self.rows) != (1, 1):
             raise InputError(f"{self}: without a staged tile, pixels are one row of one image")
         if self.paired and pair_axis(self.workload) != ("images" if self.staged else "columns"):
-            raise InputError(
-                f"{self.workload}: a {'' if self.staged else 'not '}staged tile of its pixels has no pairs"
-            )
+            raise InputError(f"{self.workload}: no pairs in a tile that is {'' if self.staged else 'not '}staged")
 
     @property
     def pixels(self) -> int:
