@@ -153,3 +153,18 @@ def test_what_has_no_pairs_keeps_single_elements():
         InputError, match="pairs need 16-bit elements, and two images or a pointwise layer with even rows"
     ):
         kernel("cuda_pixel", Case(odd, 0.2, "", 1), GPU, pairs="float32")
+
+
+@needs_gcc
+@pytest.mark.parametrize("name", ["cuda_pixel", "cuda_pixel_nonzero", "cuda_pattern"])
+def test_a_tile_of_a_single_element_is_placed(name):
+    """TVM 0.27 forgets a shared buffer of four bytes."""
+    sizes = {"n": 2, "c": 2, "h": 1, "w": 1, "k": 2, "r": 1, "s": 1, "dtype": "float16"}
+    for workload in (ConvWorkload(**sizes), ConvWorkload(**{**sizes, "c": 1, "padding": (0, 1, 0, 1)})):
+        if template(name).applies(workload, GPU):
+            continue
+        case = Case(workload, 1.0, "", 1)
+        staged = {"channels": 1, **({"stages": 1} if name == "cuda_pattern" else {})}
+        paired = {**staged, "pairs": "float32"} if name != "cuda_pixel_nonzero" else {}
+        for changes in ({}, staged, paired):
+            assert case.wrong(run_kernel(kernel(name, case, GPU, **changes), case, GPU)) is None
