@@ -25,13 +25,13 @@ class Slice:
     first: int
 
 
-def store_slices(func: tirx.PrimFunc, slices: Sequence[Slice], widths: Sequence[int]) -> tirx.PrimFunc:
-    """Replace a kernel's last parameter "out" (n, k, p, q) by tensors (n, widths[t], p, q) that it stores parts of.
+def store_slices(func: tirx.PrimFunc, slices: Sequence[Slice], shapes: Sequence[tuple[int, ...]]) -> tirx.PrimFunc:
+    """Replace a kernel's last parameter "out" (n, k, p, q) by tensors that it stores parts of.
 
     Parameters
     ----------
     slices : of the k output channels, in their order; every other channel of the tensors is left as it is
-    widths : channels of each tensor
+    shapes : of the tensors, (n, channels, p, q) or, of a single output pixel, (n, channels)
 
     Raises
     ------
@@ -43,24 +43,27 @@ def store_slices(func: tirx.PrimFunc, slices: Sequence[Slice], widths: Sequence[
     if sum(part.channels for part in slices) != k:
         raise InputError(f"{k} output channels cannot be stored as slices of {[part.channels for part in slices]}")
     for part in slices:
-        if part.first + part.channels > widths[part.tensor]:
-            raise InputError(f"{part} lies beyond its tensor of {widths[part.tensor]} channels")
-    if max(widths) * n * math.prod(pixels) > MOST_ELEMENTS:
-        raise InputError(f"a tensor of {n}x{max(widths)}x{'x'.join(map(str, pixels))} has more elements than int32")
-    names = ["out"] if len(widths) == 1 else [f"out_{tensor}" for tensor in range(len(widths))]
-    tensors = [
-        tirx.decl_buffer((n, width, *pixels), out.dtype, name) for width, name in zip(widths, names, strict=True)
-    ]
+        if part.first + part.channels > shapes[part.tensor][1]:
+            raise InputError(f"{part} lies beyond its tensor of {shapes[part.tensor][1]} channels")
+    forms = [tuple(pixels), ()] if math.prod(pixels) == 1 else [tuple(pixels)]
+    for shape in shapes:
+        if shape[0] != n or shape[2:] not in forms:
+            raise InputError(f"a tensor {shape} cannot hold channels of {n} images of {pixels} pixels")
+        if math.prod(shape) > MOST_ELEMENTS:
+            raise InputError(f"a tensor {shape} has more elements than int32 can count")
+    names = ["out"] if len(shapes) == 1 else [f"out_{tensor}" for tensor in range(len(shapes))]
+    tensors = [tirx.decl_buffer(shape, out.dtype, name) for shape, name in zip(shapes, names, strict=True)]
 
     def store(node: tirx.BufferStore) -> Any:
         if not node.buffer.same_as(out):
             return node
         image, channel, *pixel = node.indices
         begins = [sum(part.channels for part in slices[:index]) for index in range(len(slices))]
-        stores = [
-            tirx.BufferStore(tensors[part.tensor], node.value, [image, channel + (part.first - begin), *pixel])
-            for part, begin in zip(slices, begins, strict=True)
-        ]
+        stores = []
+        for part, begin in zip(slices, begins, strict=True):
+            place = [image, channel + (part.first - begin), *pixel]
+            tensor = tensors[part.tensor]
+            stores.append(tirx.BufferStore(tensor, node.value, place[: len(tensor.shape)]))
         result: Any = stores[-1]
         for begin, before in zip(begins[:0:-1], stores[-2::-1], strict=True):
             result = tirx.IfThenElse(channel < begin, before, result)

@@ -34,8 +34,9 @@ def test_slices_are_stored_where_they_belong(name, layout, tmp_path):
     case, target = Case(workload, 0.3, "rows", 7), GPU if name.startswith("cuda") else CPU
     built = kernel(name, case, target)
     slices, widths = LAYOUTS[layout]
-    func = store_slices(built.func, slices, widths)
-    tensors = [np.full((2, width, workload.p, workload.q), np.nan, np.float32) for width in widths]
+    shapes = [(2, width, workload.p, workload.q) for width in widths]
+    func = store_slices(built.func, slices, shapes)
+    tensors = [np.full(shape, np.nan, np.float32) for shape in shapes]
     inputs = case.inputs()
     if target is CPU:
         ours = [tvm.runtime.tensor(tensor) for tensor in tensors]
@@ -61,14 +62,26 @@ def test_slices_are_stored_where_they_belong(name, layout, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("slices", "widths", "message"),
+    ("slices", "shape", "message"),
     [
-        ([Slice(5, 0, 0)], [12], "12 output channels"),
-        ([Slice(12, 0, 1)], [12], "beyond its tensor"),
-        ([Slice(12, 0, 0)], [2**24], "more elements than int32"),
+        ([Slice(5, 0, 0)], (2, 12, 9, 10), "12 output channels"),
+        ([Slice(12, 0, 1)], (2, 12, 9, 10), "beyond its tensor"),
+        ([Slice(12, 0, 0)], (2, 2**24, 9, 10), "more elements than int32"),
+        ([Slice(12, 0, 0)], (2, 12), "cannot hold"),
+        ([Slice(12, 0, 0)], (2, 12, 10, 9), "cannot hold"),
     ],
 )
-def test_slices_that_do_not_fit(slices, widths, message):
+def test_slices_that_do_not_fit(slices, shape, message):
     built = kernel("fallback", Case(WORKLOAD, 0.3, "", 0), CPU)
     with pytest.raises(InputError, match=message):
-        store_slices(built.func, slices, widths)
+        store_slices(built.func, slices, [shape])
+
+
+def test_a_single_pixel_is_stored_flat():
+    case = Case(replace(POINTWISE, w=1), 0.3, "", 0)
+    built, inputs = kernel("cpu_vector", case, CPU), case.inputs()
+    func = store_slices(built.func, [Slice(12, 0, 0)], [(2, 12)])
+    y = tvm.runtime.tensor(np.full((2, 12), np.nan, np.float32))
+    arguments = (inputs["x"], *built.constants.arrays, inputs["bias"])
+    tvm.compile(tvm.IRModule({"main": func}), target=CPU)(*map(tvm.runtime.tensor, arguments), y)
+    assert case.error(y.numpy().reshape(2, 12, 1, 1)) <= 1e-5

@@ -70,9 +70,7 @@ class _Rewriter(relax.PyExprMutator):
 
     def renewed(self, expr: Any) -> Any:
         """The tensor in its new form that `expr` is a reshape of, or None."""
-        value = expr
-        while isinstance(value, relax.Var) and (found := self.lookup_binding(value)) is not None:
-            value = found
+        value = self._value(expr)
         shape = static_shape(value)
         if operator(value) != "relax.reshape" or shape is None:
             return None
@@ -81,9 +79,19 @@ class _Rewriter(relax.PyExprMutator):
     def in_new_shape(self, expr: Any) -> Any:
         """A tensor in its new form."""
         renewed = self.renewed(expr)
-        if renewed is None:
-            renewed = self.builder_.emit(relax.op.reshape(expr, self.new_shape(static_shape(expr) or ())))
-        return renewed
+        if renewed is not None:
+            return renewed
+        value, shape = self._value(expr), self.new_shape(static_shape(expr) or ())
+        # of two reshapes in a row the first would be a copy
+        return self.builder_.emit(
+            relax.op.reshape(value.args[0] if operator(value) == "relax.reshape" else expr, shape)
+        )
+
+    def _value(self, expr: Any) -> Any:
+        value = expr
+        while isinstance(value, relax.Var) and (found := self.lookup_binding(value)) is not None:
+            value = found
+        return value
 
     def _sum(self, call: relax.Call) -> Any:
         operands = [self._constant(arg) if is_constant(arg) else self.renewed(arg) for arg in call.args]

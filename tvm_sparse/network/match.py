@@ -1,7 +1,7 @@
 """Find every 2-D convolution with a constant filter, together with what can be fused behind it.
 
 Behind a convolution, each used nowhere else: additions of a per-channel constant (bias), one addition of a tensor of
-the shape of the output (residual), one activation, in this order.
+the shape of the output (residual), one activation, one reshape of single pixels to (n, k), in this order.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class _Finder:
         layer = replace(layer, workload=workload)
         layer = self._take_biases(layer)
         layer = self._take_residual(layer)
-        return self._take_activation(layer)
+        return self._take_flattening(self._take_activation(layer))
 
     def _only_user(self, layer: ConvLayer) -> tuple[relax.Var, Any] | None:
         users = self.users[layer.root]
@@ -156,6 +156,13 @@ class _Finder:
                 return self._with_epilogue(layer, activation="relu6")
             return self._with_epilogue(layer, activation="clip", bounds=bounds)
         return layer
+
+    def _take_flattening(self, layer: ConvLayer) -> ConvLayer:
+        """(n, k, 1, 1) as (n, k), which a kernel stores as well."""
+        user, shape = self._only_user(layer), static_shape(layer.root)
+        if user is None or shape is None or operator(user[1]) != "relax.reshape" or shape[2:] != (1, 1):
+            return layer
+        return self._extend(layer, user[0]) if static_shape(user[0]) == shape[:2] else layer
 
     def _take_hard_swish(self, layer: ConvLayer) -> ConvLayer:
         """multiply(y, divide(clip(add(y, 3), 0, 6), 6)), the one form that the clean-up leaves."""

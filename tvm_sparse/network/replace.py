@@ -153,20 +153,20 @@ class _Replacer(relax.PyExprMutator):
         owners = [part.root if place is None else place.concat for part, place in zip(layer.parts, places, strict=True)]
         # Tensors that are there already come first: call_tir_inplace takes them among the arguments.
         tensors = sorted(dict.fromkeys(owners), key=lambda owner: owner not in self._concats)
-        widths = [_shape(tensor)[1] for tensor in tensors]
+        shapes = [(n, *_shape(tensor)[1:2], *((p, q) if len(_shape(tensor)) > 2 else ())) for tensor in tensors]
         slices = [
             Slice(len(part.weight), tensors.index(owner), 0 if place is None else place.first)
             for part, place, owner in zip(layer.parts, places, owners, strict=True)
         ]
-        plain = len(slices) == 1 and widths == [workload.k]
-        func = kernel.func if plain else store_slices(kernel.func, slices, widths)
+        plain = len(slices) == 1 and shapes == [(n, workload.k, p, q)]
+        func = kernel.func if plain else store_slices(kernel.func, slices, shapes)
         function = self.builder_.add_func(func.without_attr("global_symbol"), "direct_conv2d")
         self.functions[layer.name] = function.name_hint
-        types = [relax.TensorType((n, width, p, q), workload.dtype) for width in widths]
+        types = [relax.TensorType(shape, workload.dtype) for shape in shapes]
         there = [tensor for tensor in tensors if tensor in self._concats]
         if there:
             indices = [len(args) + index if index < len(there) else -1 for index in range(len(tensors))]
-            args += [self._shaped(self._concats[tensor], (n, _shape(tensor)[1], p, q)) for tensor in there]
+            args += [self._shaped(self._concats[tensor], shapes[tensors.index(tensor)]) for tensor in there]
             call = relax.op.base.call_tir_inplace(function, args, indices, types)
         else:
             call = relax.call_tir(function, args, out_ty=types if len(types) > 1 else types[0])
