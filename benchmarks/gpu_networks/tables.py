@@ -58,6 +58,26 @@ def networks(report: Report) -> str:
     return table([*_HEAD, "ours", "latency", "host", *_CUDNN, *_OVER, "error"], rows)
 
 
+def compiled(report: Report) -> str:
+    """torch.compile where it was tried, beside the fastest eager form."""
+    rows = []
+    for case in report.measured():
+        for precision in PRECISIONS:
+            best, eager = case.best(precision, compiled=True), case.best(precision)
+            if best is not None:
+                rows.append(
+                    [
+                        *_head(case),
+                        microseconds(case.us),
+                        precision,
+                        "" if eager is None else microseconds(eager["time"]["median_us"]),
+                        microseconds(best["time"]["median_us"]),
+                        times(best["speed_up"]),
+                    ]
+                )
+    return table([*_HEAD, "ours", "torch in", "eager", "torch.compile", "over torch.compile"], rows)
+
+
 def forms(report: Report) -> str:
     """Every form of torch that was tried."""
     rows = []
@@ -148,6 +168,7 @@ BLOCKS: dict[str, Callable[[Report], str]] = {
     "gpu-networks-conditions": conditions,
     "gpu-networks-goals": goals,
     "gpu-networks-all": networks,
+    "gpu-networks-compiled": compiled,
     "gpu-networks-forms": forms,
     "gpu-networks-templates": profiles.templates,
     "gpu-networks-slowest": profiles.slowest,

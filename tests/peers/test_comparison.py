@@ -179,6 +179,11 @@ def test_torch_compile_may_take_too_long(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda module, **_: lambda *inputs: time.sleep(30))
     with pytest.raises(TimeoutError, match=r"torch\.compile took longer than 0\.1 s"):
         dense().ready(Form("float32", "NCHW", COMPILED), limit_s=0.1)
+    with pytest.raises(TimeoutError, match=r"it took longer than 0\.05 s"), time_limit(0.05, "it"):
+        try:
+            time.sleep(30)
+        except TimeoutError as error:
+            raise RuntimeError("as torch wraps it") from error
     with time_limit(0.05, "nothing"):
         pass
     time.sleep(0.1)  # the alarm is off again

@@ -6,6 +6,7 @@ On a GPU every form is captured in a CUDA graph where it can be, on a fixed inpu
 from __future__ import annotations
 
 import copy
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -86,7 +87,7 @@ class DenseTorch:
         if form.how == COMPILED:
             torch._dynamo.reset()
             module = torch.compile(module, mode=mode, dynamic=False)
-            with time_limit(limit_s, "torch.compile"):
+            with _silenced("torch._inductor", "torch._dynamo"), time_limit(limit_s, "torch.compile"):
                 call()
         replay = _captured(call) if self._device.startswith("cuda") else None
         for _ in range(WARM_UPS):
@@ -135,16 +136,37 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
         yield
         return
 
+    expired = []
+
     def expire(*_: Any) -> None:
-        raise TimeoutError(f"{what} took longer than {seconds:g} s")
+        expired.append(True)
+        raise TimeoutError
 
     before = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except Exception:
+        if expired:  # torch wraps what is raised inside it
+            raise TimeoutError(f"{what} took longer than {seconds:g} s") from None
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _silenced(*loggers: str) -> Iterator[None]:
+    """What torch logs of a failure is in the exception too."""
+    found = [logging.getLogger(name) for name in loggers]
+    before = [logger.level for logger in found]
+    for logger in found:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(found, before, strict=True):
+            logger.setLevel(level)
 
 
 def _captured(call: Call) -> Call | None:

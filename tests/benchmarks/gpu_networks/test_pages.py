@@ -122,6 +122,8 @@ def test_the_blocks(report):
     assert "| MobileNetV1 | 1 | 90% | published |" in text["all"]
     assert "1500 us (1499–1501) | 4.90x" in text["forms"] and "TimeoutError: too / long" in text["forms"]
     assert "| 10,000 | 0 bytes | 1.0 MiB | 1 |" in text["endurance"]
+    one = "| ResNet-50 | 1 | 90% | random | float32 | 308 us | float32 | 2000 us | 1500 us | 4.90x |"
+    assert one in text["compiled"] and len(text["compiled"].splitlines()) == 2 + 3
     assert text["templates"].splitlines()[2:] == [
         "| ResNet-50 | 1 | float32 | 308 us, 100 us one by one | cuda_pixel | 2 | 80.0 us | 80% |",
         "|  |  |  |  | other operators | 1 | 20.0 us | 20% |",
