@@ -149,7 +149,7 @@ def test_a_missing_bias_is_zero():
 
 @pytest.mark.parametrize(("together_us", "merged"), [(50.0, True), (90.0, False), (None, None)])
 def test_what_was_measured_decides(together_us, merged):
-    """Without a time for the merged layer a GPU merges and a CPU does not."""
+    """With times for its parts only a GPU merges and a CPU does not; without any both do."""
     layers = layers_of(PAIR, ("a", "b"))
     (together,) = merge_siblings(layers, "always", GPU)
     times = [(layer, 40.0) for layer in layers] + [(together, together_us)] * (together_us is not None)
@@ -157,6 +157,7 @@ def test_what_was_measured_decides(together_us, merged):
         record(workload=layer.workload.flattened(), density=layer.density, time_us=time) for layer, time in times
     )
     for target in (CPU, GPU):
+        assert len(merge_siblings(layers, "always", target)) == 1
         expected = target is GPU if merged is None else merged
         assert len(merge_siblings(layers, "always", target, known)) == (1 if expected else 2)
 
