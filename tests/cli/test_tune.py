@@ -53,6 +53,7 @@ def test_options_and_table(calls: Calls, model: Path, capsys: pytest.CaptureFixt
         "batch": 32,
         "shapes": None,
         "threads": None,
+        "precision": "float32",
         "trials": 100,
         "trials_per_layer": 20,
         "time_budget_min": 1.5,
