@@ -20,7 +20,7 @@ from tvm_sparse.tuning.trials import Failure, Trial, TrialBook
 from tvm_sparse.tuning.workers import WorkerCrash, WorkerError, WorkerPool
 
 #: Seconds that scheduling or building a candidate, and preparing a layer, may take.
-BUILD_TIMEOUT_S, PREPARE_TIMEOUT_S = 30.0, 600.0
+BUILD_TIMEOUT_S, PREPARE_TIMEOUT_S = 120.0, 600.0
 #: Candidates that are refused cost little, but a space may hold hardly anything else.
 MOST_REFUSED = 400
 #: A template that refused so many points and took none is left out.
