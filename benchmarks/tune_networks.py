@@ -53,8 +53,10 @@ def write_list() -> None:
     print(f"{FILE}: {len(rows)} layers")
 
 
-def layers(patterns: Sequence[str], batches: Iterable[int], sparsities: Sequence[float], seed: int = 0) -> list[Any]:
-    """Layers to tune, drawn at every sparsity; those that the networks keep dense once a batch."""
+def layers(
+    patterns: Sequence[str], batches: Iterable[int], sparsities: Sequence[float], target: Any, seed: int = 0
+) -> list[Any]:
+    """Layers to tune for a target, drawn at every sparsity; those that the networks keep dense once a batch."""
     from tvm_sparse.tuning.layers import distinct
 
     rows = [
@@ -66,16 +68,18 @@ def layers(patterns: Sequence[str], batches: Iterable[int], sparsities: Sequence
         layer
         for batch in batches
         for row in rows
-        for layer in _drawn(row, batch, sparsities if row["pruned"] else (0.0,), seed)
+        for layer in _drawn(row, batch, sparsities if row["pruned"] else (0.0,), target, seed)
     )
 
 
-def _drawn(row: dict[str, Any], batch: int, sparsities: Iterable[float], seed: int) -> Iterator[Any]:
+def _drawn(row: dict[str, Any], batch: int, sparsities: Iterable[float], target: Any, seed: int) -> Iterator[Any]:
+    from tvm_sparse.network.subsample import subsampled
     from tvm_sparse.tuning.layers import Layer
     from tvm_sparse.tuning.records import workload_from
 
     about = {name: row[name] for name in ("network", "layer", "count", "pruned")}
-    workload = replace(workload_from({name: row[name] for name in row if name not in about}), n=batch)
+    listed = workload_from({name: row[name] for name in row if name not in about})
+    workload = subsampled(replace(listed, n=batch), target)
     for sparsity in sparsities:
         rng = np.random.default_rng(seed)
         weight = rng.standard_normal(workload.filter_shape, np.float32) / np.sqrt(np.prod(workload.filter_shape[1:]))
@@ -108,8 +112,8 @@ def main() -> int:
     from tvm_sparse.tuning.trials import Budget
     from tvm_sparse.tuning.tuner import tune as tune_layers
 
-    wanted = layers(options.only, options.batch, options.sparsity)
     setting = replace(setting_for(options.target, threads=options.threads), strategy=options.search, batch=ROUND)
+    wanted = layers(options.only, options.batch, options.sparsity, setting.target)
     seconds = None if options.minutes is None else 60 * options.minutes
     budget = Budget(per_layer=options.trials_per_layer, seconds=seconds)
     with tuning_progress(options.trials_per_layer, options.minutes) as (begin, told):

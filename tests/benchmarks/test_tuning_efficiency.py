@@ -13,6 +13,7 @@ from tests.tuning.making import record
 from tests.tuning.test_search import measured, space
 from tvm_sparse.tuning.cost_model import no_estimate
 from tvm_sparse.tuning.records import Record
+from tvm_sparse.tvm_support import cuda_target
 from tvm_sparse.workload import ConvWorkload
 
 WORKLOADS = [ConvWorkload(1, c, 14, 14, 32, 3, 3, padding=(1, 1, 1, 1)) for c in (64, 96)]
@@ -55,7 +56,7 @@ def test_the_list_of_layers_has_every_network() -> None:
 
 @pytest.mark.parametrize("sparsity", [0.9, 0.95])
 def test_layers_are_drawn_as_sparse_as_asked(sparsity: float) -> None:
-    drawn = layers(["resnet50:layer4.*", "resnet50:conv1"], [1, 2], [sparsity])
+    drawn = layers(["resnet50:layer4.*", "resnet50:conv1"], [1, 2], [sparsity], cuda_target("sm_90"))
     first = [layer for layer in drawn if layer.name == "resnet50:conv1"]
     assert [layer.workload.n for layer in first] == [1, 2] and {layer.untuned for layer in first} == {"dense"}
     others = [layer for layer in drawn if layer not in first]

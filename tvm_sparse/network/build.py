@@ -19,6 +19,7 @@ from tvm_sparse.network.precision import sum_in_float32
 from tvm_sparse.network.replace import LayerDecision, replace_layers
 from tvm_sparse.network.response_norm import fuse_response_norms
 from tvm_sparse.network.siblings import merge_siblings
+from tvm_sparse.network.subsample import subsample_inputs
 from tvm_sparse.network.workspace import lift_workspaces
 from tvm_sparse.schedules.rules import apply_rules
 from tvm_sparse.tuning.lookup import KnownKernels
@@ -57,7 +58,7 @@ def lower_network(
 ) -> tuple[tvm.IRModule, list[LayerDecision]]:
     """A Relax module whose every PrimFunc is scheduled, and how each convolution runs; see `build_network`."""
     found = match_layers(model.module["main"], model.convolutions, template_dtypes(target))
-    layers = merge_siblings(found, mode, target, known)
+    layers = subsample_inputs(merge_siblings(found, mode, target, known), target)
     decisions = [decide(layer, mode, known, target.kind.name == "cuda") for layer in layers]
     with target:
         module, report = replace_layers(

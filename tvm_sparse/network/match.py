@@ -41,7 +41,8 @@ class ConvLayer:
 
     `root` is the variable whose value the layer computes, its fused epilogue included; `absorbed` are the variables in
     between that nobody else reads. `workload` has no epilogue when `reason` says why no template can take the layer.
-    `merged` are the layers that this one computes at once, in the order of its output channels; see siblings.
+    `merged` are the layers that this one computes at once, in the order of its output channels; see siblings. Of x it
+    reads every so manieth row and column; see subsample.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ConvLayer:
     absorbed: tuple[relax.Var, ...] = field(default=(), repr=False)
     reason: str = ""
     merged: tuple[ConvLayer, ...] = field(default=(), repr=False)
+    every: tuple[int, int] = (1, 1)
 
     @property
     def parts(self) -> tuple[ConvLayer, ...]:

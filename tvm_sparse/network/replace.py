@@ -16,6 +16,7 @@ from tvm_sparse.network.concats import concats_in_place
 from tvm_sparse.network.decide import Decision
 from tvm_sparse.network.imported import static_shape
 from tvm_sparse.network.match import ConvLayer
+from tvm_sparse.network.subsample import gathered
 from tvm_sparse.schedules import select, template
 from tvm_sparse.schedules.base import Kernel
 from tvm_sparse.schedules.outputs import Slice, store_slices
@@ -142,7 +143,10 @@ class _Replacer(relax.PyExprMutator):
         """Call a kernel, on slices of the tensors that it stores parts of; each of these once among its results."""
         workload = kernel.workload
         n, p, q = workload.n, workload.p, workload.q
-        args = [self._shaped(self.visit_expr(layer.x), (n, workload.c, workload.h, workload.w))]
+        x = self.visit_expr(layer.x)
+        if layer.every != (1, 1):
+            x = self.builder_.emit(gathered(x, layer.every))
+        args = [self._shaped(x, (n, workload.c, workload.h, workload.w))]
         args += [relax.const(np.ascontiguousarray(array)) for array in kernel.constants.arrays]
         if layer.bias is not None:
             args.append(relax.const(layer.bias.astype(workload.dtype)))
