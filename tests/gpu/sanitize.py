@@ -33,6 +33,7 @@ CASES = {
     "7x7 images": ConvWorkload(5, 16, 7, 7, 40, 3, 3, padding=(1, 1, 1, 1)),
     "planes": ConvWorkload(5, 40, 1, 49, 24, 1, 1, epilogue=FULL),
     "wide": ConvWorkload(1, 12, 28, 28, 8, 3, 3, padding=(1, 1, 1, 1)),
+    "linear": ConvWorkload(6, 700, 1, 1, 40, 1, 1, epilogue=FULL),
     "strided, dilated, grouped": ConvWorkload(2, 8, 23, 21, 12, 5, 3, (2, 3), (2, 1, 1, 2), (1, 2), 2),
 }
 #: Seconds for one tool.

@@ -35,6 +35,7 @@ CASES = {
     "groups and padding": (ConvWorkload(2, 8, 3, 3, 12, 5, 4, padding=(1, 1, 1, 0), groups=2), {"chunks": 2}),
     "dilation and stride": (ConvWorkload(1, 8, 5, 5, 12, 3, 3, stride=(2, 2), dilation=(2, 2)), {}),
     "float16": (replace(LINEAR, dtype="float16", n=2), {}),
+    "bfloat16": (replace(LINEAR, dtype="bfloat16", n=2), {"images": 2}),
 }
 
 
