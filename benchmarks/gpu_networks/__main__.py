@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -169,4 +170,6 @@ def _tell(text: str) -> None:
 
 
 if __name__ == "__main__":
+    # Ended from outside it ends its compilers too, which would disturb the next measurement.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())
