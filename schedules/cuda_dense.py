@@ -43,8 +43,6 @@ class CudaDense(Template):
     def applies(self, workload: ConvWorkload, target: Target) -> str | None:
         if reason := tiles.why_not(workload, target):
             return reason
-        if workload.dtype != "float32":
-            return f"only float32, not {workload.dtype}"
         if workload.groups > 1 and workload.k_per_group % min(dense_cost.VECTORS):
             return f"{workload.k_per_group} output channels a group are no multiple of {min(dense_cost.VECTORS)}"
         return None

@@ -57,13 +57,15 @@ def test_pairs_are_summed_right(name, dtype, pairs):
 @pytest.mark.slow
 def test_any_knobs_are_right():
     passed = set()
-    for case in seeded(8, 60, "float16"):
+    for number, case in enumerate(seeded(8, 80, "float16")):
         space = template("cuda_pattern").space(case.workload, GPU)
         # A kernel of more code overflows the stacks of the emulator's threads.
         if len(space.get("pairs", ())) < 2 or np.count_nonzero(case.weight()) > 3000:
             continue
         for draw in range(20):
-            knobs = choose_knobs(seeded_choose(case.seed + draw), {**space, "pairs": space["pairs"][1:]})
+            knobs = choose_knobs(
+                seeded_choose(case.seed + draw), {**space, "pairs": (("float32", "float16")[number % 2],)}
+            )
             try:
                 built = kernel("cuda_pattern", case, GPU, **knobs)
             except InputError:
