@@ -17,7 +17,7 @@ from tvm_sparse.compute.warp_tiling import WARP, WarpTiling
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import cuda_cost, cuda_tiles
 from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
-from tvm_sparse.workload import ConvWorkload
+from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
 #: Output channels of a warp, warps of a block side by side, warps that share the input channels of a pixel.
 VECTORS, WARPS, SPLITS = (4, 8, 16), (1, 2, 4, 8, 16), (1, 2, 4, 8, 16)
@@ -29,6 +29,7 @@ OTHER_REGISTERS = 40
 WEIGHT_LOAD, ISSUED = 0.53, 4
 #: What a lone warp loses to latency.
 STALLS = 1.6
+#: Of a sum.
 FLOAT_BYTES = 4
 
 
@@ -36,7 +37,8 @@ def shared_bytes(tiling: WarpTiling, warps: int, vector: int) -> int:
     """Shared memory of a block: two buffers of input and filter for every split, and the sums of the splits."""
     workload, align = tiling.workload, cuda_tiles.BUFFER_ALIGNMENT
     weights = tiling.channels * workload.r * workload.s * warps * vector
-    parts = [cuda_tiles.BUFFERS * tiling.splits * count * FLOAT_BYTES for count in (tiling.elements, weights)]
+    size = ELEMENT_BYTES[workload.dtype]
+    parts = [cuda_tiles.BUFFERS * tiling.splits * count * size for count in (tiling.elements, weights)]
     if tiling.splits > 1:
         parts.append(tiling.splits * warps * vector * math.prod(tiling.pixels) * WARP * FLOAT_BYTES)
     return sum(-(-part // align) * align for part in parts)
@@ -77,10 +79,12 @@ def estimate_us(tiling: WarpTiling, warps: int, vector: int) -> float:
     workload, pixels, splits = tiling.workload, math.prod(tiling.pixels), tiling.splits
     taps = tiling.channels * workload.r * workload.s
     loads = pixels * tiling.conflicts + vector * WEIGHT_LOAD
-    issued = (pixels * vector + pixels + vector / 4 + 1) / ISSUED
+    size = ELEMENT_BYTES[workload.dtype]
+    converted = pixels + vector if size < FLOAT_BYTES else 0
+    issued = (pixels * vector + pixels + vector / 4 + 1 + converted) / ISSUED
     all_warps, chunks = warps * splits, tiling.chunks // splits
-    rate = cuda_cost.COPY_RATE[min(16, tiling.copy_width * FLOAT_BYTES)]
-    copying = splits * FLOAT_BYTES * (tiling.elements / rate + taps * warps * vector / cuda_cost.COPY_RATE[16])
+    rate = cuda_cost.COPY_RATE[min(16, tiling.copy_width * size)]
+    copying = splits * size * (tiling.elements / rate + taps * warps * vector / cuda_cost.COPY_RATE[16])
     summing = all_warps * taps * max(loads, issued)
     adding = 2 * all_warps * pixels * vector if splits > 1 else 0.0
     block = chunks * (summing + copying) + adding
@@ -100,7 +104,7 @@ def estimate_us(tiling: WarpTiling, warps: int, vector: int) -> float:
     waves = -(-each // together)
     cycles = cuda_cost.LAUNCH + max(each * block, waves * alone) + waves * (chunks + 1) * cuda_cost.CHUNK
     outputs = workload.n * workload.k * workload.p * workload.q
-    return max(cycles, cuda_cost.LAUNCH + outputs * FLOAT_BYTES / cuda_cost.WRITE_RATE) / cuda_cost.CYCLES_PER_US
+    return max(cycles, cuda_cost.LAUNCH + outputs * size / cuda_cost.WRITE_RATE) / cuda_cost.CYCLES_PER_US
 
 
 def cheapest(workload: ConvWorkload, target: Target) -> dict[str, int | str]:

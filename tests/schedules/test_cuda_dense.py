@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +39,13 @@ def complaint(case: Case, **changes: int | str) -> str | None:
 @pytest.mark.parametrize("layer", LAYERS)
 def test_its_default_is_right(layer):
     assert complaint(Case(LAYERS[layer], 1.0, "", 3)) is None
+
+
+@needs_gcc
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("layer", ["three channels, stride 2", "residual", "pointwise, several images", "one pixel"])
+def test_16_bit_elements(layer, dtype):
+    assert complaint(Case(replace(LAYERS[layer], dtype=dtype), 1.0, "", 3)) is None
 
 
 @needs_gcc
