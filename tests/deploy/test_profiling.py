@@ -81,6 +81,14 @@ def test_layers_of_one_function_come_in_their_order() -> None:
     assert [kernel.bound_share for kernel in described] == pytest.approx([5.0, 0.5, 5.0])
 
 
+@pytest.mark.parametrize(("operators", "names"), [(2, ["a", "b"]), (3, ["conv2d add", "conv2d"])])
+def test_convolutions_without_a_template_have_their_names_if_none_is_missing(operators: int, names: list[str]) -> None:
+    layers = [{"name": name, "function": ""} for name in "abc"[:operators]] + [{"name": "own", "function": "direct"}]
+    seen = [("fused_conv2d_add", 1, 1.0), ("direct", 1, 1.0), ("conv2d1", 1, 1.0), ("relu", 1, 1.0)]
+    described = [kernel.name for kernel in profiling._described(seen, 4.0, layers, None)]
+    assert described == [names[0], "own", names[1], "relu"]
+
+
 @pytest.mark.parametrize(
     ("function", "text"),
     [

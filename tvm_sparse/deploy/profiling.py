@@ -105,6 +105,7 @@ def profile(network: Network, *, batch: int | None = None, seed: int = 0) -> Pro
     call_us = bench(network, batch=batch, seed=seed, repeats=20).median_us
     network.run_instrumented(arguments, instrument)
     sum_us = sum(time_us for _, _, time_us in seen)
+    sizes = network.metadata.batch
     limits = Limits.of_gpu(network.index) if on_gpu else None
     return Profile(
         model=network.metadata.model,
@@ -112,7 +113,7 @@ def profile(network: Network, *, batch: int | None = None, seed: int = 0) -> Pro
         threads=network.threads,
         call_us=call_us,
         sum_us=sum_us,
-        kernels=_described(seen, sum_us, network.metadata.layers, limits),
+        kernels=_described(seen, sum_us, network.report(sizes.largest if sizes and batch is None else batch), limits),
         environment=collect_env(),
     )
 
@@ -120,13 +121,19 @@ def profile(network: Network, *, batch: int | None = None, seed: int = 0) -> Pro
 def _described(
     seen: Sequence[tuple[str, int, float]], sum_us: float, layers: Sequence[dict[str, Any]], limits: Limits | None
 ) -> tuple[KernelTime, ...]:
-    """Each kernel with what the compile report says of its layer; layers of one function come in their order."""
+    """Each kernel with what the compile report says of its layer; layers of one function come in their order.
+
+    So do convolutions without a template, whose functions TVM named, where there is one function for each.
+    """
     waiting: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for layer in layers:
         waiting[layer.get("function", "")].append(layer)
+    unnamed = [function for function, _, _ in seen if function not in waiting and "conv" in function]
+    as_many = len(unnamed) == len(waiting[""])
     described = []
     for function, moved, time_us in seen:
-        layer = waiting[function].pop(0) if function and waiting[function] else {}
+        own = waiting["" if as_many and function in unnamed else function]
+        layer = own.pop(0) if own else {}
         flop = layer.get("flop")
         bound_us = limits.bound_us(moved, flop or 0) if limits else None
         described.append(
