@@ -24,7 +24,9 @@ from tvm_sparse.network.workspace import lift_workspaces
 from tvm_sparse.schedules.rules import apply_rules
 from tvm_sparse.tuning.lookup import KnownKernels
 from tvm_sparse.tvm_support import pass_config
+from tvm_sparse.tvm_support.dependent_launch import dependent_launch_pipeline
 
+DEPENDENT_LAUNCH = False
 #: Called with the stage's name and the finished fraction of it.
 Progress = Callable[[str, float], None]
 
@@ -93,6 +95,7 @@ def generate_code(module: tvm.IRModule, target: Target, progress: Progress, cuda
     with target, pass_config({"relax.backend.use_cuda_graph": on_gpu and cuda_graph}):
         if on_gpu:
             module = lift_workspaces(outputs_as_parameters(module, target))
-        executable = tvm.compile(module, target=target, relax_pipeline="default_build")
+        lowering = dependent_launch_pipeline([str(target.attrs["arch"])]) if on_gpu and DEPENDENT_LAUNCH else "default"
+        executable = tvm.compile(module, target=target, relax_pipeline="default_build", tir_pipeline=lowering)
     progress("generate code", 1.0)
     return executable
