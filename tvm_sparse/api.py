@@ -109,6 +109,7 @@ def compile(
     threads: int | None = None,
     log: str | Path | None = SHIPPED,
     cuda_graph: bool = True,
+    overlap: bool | None = None,
     verify: bool = True,
     tolerance: float = 1e-4,
     progress: Callable[[str, float], None] | None = None,
@@ -130,6 +131,8 @@ def compile(
         takes no records
     cuda_graph : CUDA: capture the kernels in a graph when the library is loaded, so that a call costs hardly any work
         of the host; without it every kernel is launched by itself
+    overlap : CUDA, sm_90 and later: let each kernel begin before the one in front of it ends, where it waits
+        (default: not yet)
     verify : compare with the original framework on a random input; not possible for a target this machine cannot run
     tolerance : largest relative error (L2, per output) that verification lets pass; with 16 bits it lets pass at least
         1.6e-2 (float16) or 0.125 (bfloat16)
@@ -170,9 +173,9 @@ def compile(
             build = stack.enter_context(cuda_build(arch or "", target=made))
             archs = build.archs
         if sizes is None:
-            built = build_network(imported[0], made, sparse, tell, known, cuda_graph)
+            built = build_network(imported[0], made, sparse, tell, known, cuda_graph, overlap)
         else:
-            built = build_batches(imported, sizes, made, sparse, tell, known, cuda_graph)
+            built = build_batches(imported, sizes, made, sparse, tell, known, cuda_graph, overlap)
         if target == "cuda":
             check_cuda_modules(built.executable, build)
     metadata = _metadata(imported[-1], built, made, archs, sizes, cuda_graph, precision)

@@ -163,7 +163,7 @@ def test_compile(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) 
     calls.answers["compile"] = compile
     output, report = model.with_name("net.so"), model.with_name("report.json")
     options = ["--target", "cuda", "--arch", "sm_80,sm_90", "--sparse", "always", "--batch", "1", "--threads", "2"]
-    options += ["--no-cuda-graph", "--no-verify", "--json", str(report)]
+    options += ["--no-cuda-graph", "--overlap", "--no-verify", "--json", str(report)]
     assert main(["compile", str(model), "-o", str(output), *options]) == 0
     _, args, kwargs = calls.last
     del kwargs["progress"]
@@ -178,6 +178,7 @@ def test_compile(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) 
         "threads": 2,
         "log": "shipped",
         "cuda_graph": False,
+        "overlap": True,
         "precision": "float32",
         "verify": False,
     }

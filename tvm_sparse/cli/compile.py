@@ -65,6 +65,14 @@ def command(
     cuda_graph: Annotated[
         bool, typer.Option("--cuda-graph/--no-cuda-graph", help="Capture a GPU's kernels in one launch.")
     ] = True,
+    overlap: Annotated[
+        bool | None,
+        typer.Option(
+            "--overlap/--no-overlap",
+            show_default=False,
+            help="sm_90 and later: a kernel begins before the one in front ends.",
+        ),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the result with a reference before writing.")
     ] = True,
@@ -90,6 +98,7 @@ def command(
             threads=threads,
             log=None if log == "none" else log,
             cuda_graph=cuda_graph,
+            overlap=overlap,
             verify=verify,
             progress=report_progress,
         )

@@ -46,6 +46,7 @@ def build_batches(
     progress: Progress,
     known: KnownKernels | None = None,
     cuda_graph: bool = True,
+    overlap: bool | None = None,
 ) -> BuiltNetwork:
     """Compile a model, imported once for each bucket, into one executable with a function for each.
 
@@ -64,7 +65,7 @@ def build_batches(
         report += [
             replace(layer, batch=bucket, function=layer.function and f"{layer.function}{suffix}") for layer in layers
         ]
-    return BuiltNetwork(generate_code(merged, target, progress, cuda_graph), report)
+    return BuiltNetwork(generate_code(merged, target, progress, cuda_graph, overlap), report)
 
 
 def _renamed(module: tvm.IRModule, main: str, suffix: str) -> tvm.IRModule:

@@ -24,9 +24,10 @@ from tvm_sparse.network.workspace import lift_workspaces
 from tvm_sparse.schedules.rules import apply_rules
 from tvm_sparse.tuning.lookup import KnownKernels
 from tvm_sparse.tvm_support import pass_config
-from tvm_sparse.tvm_support.dependent_launch import dependent_launch_pipeline
+from tvm_sparse.tvm_support.dependent_launch import can_overlap, dependent_launch_pipeline
 
-DEPENDENT_LAUNCH = False
+#: Whether kernels of GPUs that can do it overlap, where nobody says.
+OVERLAP_BY_DEFAULT = False
 #: Called with the stage's name and the finished fraction of it.
 Progress = Callable[[str, float], None]
 
@@ -46,13 +47,15 @@ def build_network(
     progress: Progress,
     known: KnownKernels | None = None,
     cuda_graph: bool = True,
+    overlap: bool | None = None,
 ) -> BuiltNetwork:
     """Compile `model` for `target`; `mode` is "auto", "always" or "never", and `known` what was measured: see decide().
 
-    For CUDA the caller holds a tvm_support.cuda_build context; `cuda_graph` captures the kernels in one launch.
+    For CUDA the caller holds a tvm_support.cuda_build context; `cuda_graph` captures the kernels in one launch,
+    and with `overlap` each begins before the one in front of it ends.
     """
     module, report = lower_network(model, target, mode, progress, known)
-    return BuiltNetwork(generate_code(module, target, progress, cuda_graph), report)
+    return BuiltNetwork(generate_code(module, target, progress, cuda_graph, overlap), report)
 
 
 def lower_network(
@@ -88,14 +91,19 @@ def lower_network(
     return module, report
 
 
-def generate_code(module: tvm.IRModule, target: Target, progress: Progress, cuda_graph: bool = True) -> Any:
+def generate_code(
+    module: tvm.IRModule, target: Target, progress: Progress, cuda_graph: bool = True, overlap: bool | None = None
+) -> Any:
     """The Relax executable of a scheduled module; on CUDA its "main" takes the outputs behind the inputs."""
     progress("generate code", 0.0)
     on_gpu = target.kind.name == "cuda"
+    lowest = str(target.attrs["arch"]) if on_gpu else ""
+    if overlap is None:
+        overlap = OVERLAP_BY_DEFAULT and on_gpu and can_overlap([lowest])
+    lowering = dependent_launch_pipeline([lowest]) if on_gpu and overlap else "default"
     with target, pass_config({"relax.backend.use_cuda_graph": on_gpu and cuda_graph}):
         if on_gpu:
             module = lift_workspaces(outputs_as_parameters(module, target))
-        lowering = dependent_launch_pipeline([str(target.attrs["arch"])]) if on_gpu and DEPENDENT_LAUNCH else "default"
         executable = tvm.compile(module, target=target, relax_pipeline="default_build", tir_pipeline=lowering)
     progress("generate code", 1.0)
     return executable

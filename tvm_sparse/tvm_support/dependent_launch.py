@@ -1,40 +1,81 @@
 """Let a kernel begin before the one in front of it has ended: CUDA's programmatic dependent launch.
 
-A kernel of a few microseconds takes as long to begin and to end as a microsecond. Launched so, its blocks are on the GPU
-already and wait, first thing, until everything in front of them is done and visible. TVM 0.27 has the launch attribute
-but no pass that sets it; needless once it has one. GPUs before sm_90 cannot do this.
+To begin and to end takes a kernel about a microsecond. Launched so, its blocks are on the GPU already and wait, first
+thing, until everything in front of them is done and visible. TVM 0.27 has the launch attribute but no pass that sets
+it; needless once it has one. GPUs before sm_90 cannot do this.
+
+What such a kernel only reads must not be declared `__restrict__`: the compiler would take it for constant as long as
+the kernel runs, and might read it before the wait.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from tvm_sparse.cuda.archs import sm_number
+from tvm_sparse.errors import CompileError
 
 PIPELINE = "tvm_sparse_dependent_launch"
-_FIRST_ARCH = 90
+FIRST_ARCH = "sm_90"
 _PARAMETERS = "tirx.kernel_launch_params"
 _DEPENDENT = "tirx.use_programtic_dependent_launch"  # as TVM spells it
 _LAST = "tirx.use_dyn_shared_memory"
-_WAIT = """
-__forceinline__ __device__ void wait_for_kernels_in_front() {
+_NAME = "wait_for_kernels_in_front"
+_WAIT = f"""
+__forceinline__ __device__ void {_NAME}() {{
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ >= 900)
   asm volatile("griddepcontrol.launch_dependents;");
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
-}
+}}
 """
+_SIGNATURE = re.compile(r'^extern "C" __global__ [^\n]*?(\w+)\(([^\n()]*)\)(;| \{)$', re.MULTILINE)
+
+
+def can_overlap(archs: Sequence[str]) -> bool:
+    """Whether all these GPUs know of this."""
+    return all(sm_number(arch) >= sm_number(FIRST_ARCH) for arch in archs)
 
 
 def dependent_launch_pipeline(archs: Sequence[str]) -> str:
-    """The name of the pipeline for `tvm.compile(tir_pipeline=...)`; the default one where an arch cannot do this."""
+    """The name of the pipeline for `tvm.compile(tir_pipeline=...)`, in a `cuda_build`.
+
+    Raises
+    ------
+    CompileError
+        An arch cannot do this.
+    """
     from tvm import tirx
 
-    if any(sm_number(arch) < _FIRST_ARCH for arch in archs):
-        return "default"
+    if old := [arch for arch in archs if not can_overlap([arch])]:
+        raise CompileError(f"kernels that overlap need {FIRST_ARCH} or later: compile for {old[0]} without")
     tirx.register_tir_pipeline(PIPELINE, _pipeline)
     return PIPELINE
+
+
+def read_after_waiting(source: str) -> str:
+    """TVM's CUDA source with `__restrict__` only on what is written, in each kernel that waits."""
+    written: dict[str, list[str]] = {}
+    for signature in _SIGNATURE.finditer(source):
+        body = source[signature.end() : source.find("\n}", signature.end())]
+        if signature[3] != ";" and f"{_NAME}();" in body[:100]:
+            pointers = re.findall(r"__restrict__ (\w+)", signature[2])
+            stores = set(re.findall(r"^ *(?:(\w+)\[|\*\(\w+\*\)\((\w+) )", body, re.MULTILINE))
+            stored = {name for pair in stores for name in pair}
+            written[signature[1]] = [pointer for pointer in pointers if pointer in stored]
+
+    def declare(match: re.Match[str]) -> str:
+        if match[1] not in written:
+            return match[0]
+        read = [name for name in re.findall(r"__restrict__ (\w+)", match[2]) if name not in written[match[1]]]
+        parameters = match[2]
+        for name in read:
+            parameters = re.sub(rf"__restrict__ {name}\b", name, parameters)
+        return match[0].replace(match[2], parameters)
+
+    return _SIGNATURE.sub(declare, source) if written else source
 
 
 def _pipeline() -> Any:
@@ -46,6 +87,7 @@ def _pipeline() -> Any:
 
 
 def _dependent(function: Any, _module: Any, _context: Any) -> Any:
+    """A kernel that waits, with the launch attribute where TVM's runtime looks for it."""
     from tvm import tirx
     from tvm.backend.cuda.op import cuda_func_call
 
@@ -53,5 +95,5 @@ def _dependent(function: Any, _module: Any, _context: Any) -> Any:
         return function
     given = [str(name) for name in function.attrs[_PARAMETERS]]
     names = [*(name for name in given if name != _LAST), _DEPENDENT, *(name for name in given if name == _LAST)]
-    wait = tirx.Evaluate(cuda_func_call("wait_for_kernels_in_front", source_code=_WAIT))
+    wait = tirx.Evaluate(cuda_func_call(_NAME, source_code=_WAIT))
     return function.with_body(tirx.SeqStmt([wait, function.body])).with_attr(_PARAMETERS, names)

@@ -1,0 +1,93 @@
+"""A kernel that begins early reads nothing before it has waited, and TVM is told to launch it so."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import tvm_sparse
+from tests.network.layer_cases import layer_cases
+from tests.test_tvm_support import needs_cuda
+from tvm_sparse.cuda.paths import find_nvcc
+from tvm_sparse.errors import CompileError
+from tvm_sparse.tvm_support import cuda_compilers
+from tvm_sparse.tvm_support.dependent_launch import read_after_waiting
+
+SOURCE = """#include <cstdint>
+extern "C" __global__ void __launch_bounds__(32) one_kernel(float* __restrict__ x_ptr, float* __restrict__ out_ptr);
+extern "C" __global__ void __launch_bounds__(32) two_kernel(half* __restrict__ x_ptr, half* __restrict__ x_ptr_1);
+extern "C" __global__ void __launch_bounds__(32) old_kernel(float* __restrict__ x_ptr, float* __restrict__ out_ptr) {
+  out_ptr[((int)threadIdx.x)] = x_ptr[((int)threadIdx.x)];
+}
+
+extern "C" __global__ void __launch_bounds__(32) one_kernel(float* __restrict__ x_ptr, float* __restrict__ out_ptr) {
+  wait_for_kernels_in_front();
+  float y = x_ptr[((int)threadIdx.x)];
+  *(float2*)(out_ptr + (((int)threadIdx.x) * 2)) = make_float2(y, x_ptr[0]);
+}
+
+extern "C" __global__ void __launch_bounds__(32) two_kernel(half* __restrict__ x_ptr, half* __restrict__ x_ptr_1) {
+  wait_for_kernels_in_front();
+  if (((int)threadIdx.x) < 3) {
+    x_ptr_1[((int)threadIdx.x)] = x_ptr[((int)threadIdx.x)];
+  }
+}
+"""
+
+
+def signatures(source: str) -> list[str]:
+    return re.findall(r"(\w+_kernel\(.*\))", source)
+
+
+def test_only_what_a_waiting_kernel_writes_is_restricted() -> None:
+    changed = read_after_waiting(SOURCE)
+    old = "old_kernel(float* __restrict__ x_ptr, float* __restrict__ out_ptr)"
+    one = "one_kernel(float* x_ptr, float* __restrict__ out_ptr)"
+    two = "two_kernel(half* x_ptr, half* __restrict__ x_ptr_1)"
+    assert signatures(changed) == [one, two, old, one, two]
+    plain = SOURCE.replace("  wait_for_kernels_in_front();\n", "")
+    assert read_after_waiting(plain) == plain
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes]:
+    """The CUDA source of a small network that overlaps its kernels, and its library."""
+    sources = []
+    original = cuda_compilers._nvcc_fatbin
+
+    def note(nvcc: str, source: str, archs: tuple[str, ...]) -> bytes:
+        sources.append(source)
+        return original(nvcc, source, archs)
+
+    case = next(case for case in layer_cases() if case.name == "classifier")
+    path: Path = tmp_path_factory.mktemp("overlap") / "net.so"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda_compilers, "_nvcc_fatbin", note)
+        tvm_sparse.compile(case.model, target="cuda", arch="sm_90", overlap=True).export(path)
+    return sources[0], path.read_bytes()
+
+
+@needs_cuda
+@pytest.mark.skipif(find_nvcc() is None, reason="no nvcc here")
+def test_no_kernel_reads_before_it_waits(compiled: tuple[str, bytes], tmp_path: Path) -> None:
+    source, library = compiled
+    (tmp_path / "kernels.cu").write_text(source)
+    command = [str(find_nvcc()), "-ptx", "-arch=sm_90", "-O3", "-std=c++17", "-w", "kernels.cu"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    kernels = re.split(r"^\.visible \.entry ", (tmp_path / "kernels.ptx").read_text(), flags=re.MULTILINE)[1:]
+    assert len(kernels) == len(re.findall(r"^extern .*\{$", source, re.MULTILINE)) > 3
+    for kernel in kernels:
+        before, after = kernel.split("griddepcontrol.wait;")
+        assert not re.search(r"\b(ld|st|cp\.async)\S*\.global", before), kernel.split("(")[0]
+        assert "ld.global.nc" not in after and re.search(r"\b(ld|cp\.async)\S*\.global", after)
+    assert library.count(b"tirx.use_programtic_dependent_launch") == len(kernels)
+
+
+@needs_cuda
+def test_older_archs_are_refused() -> None:
+    case = next(case for case in layer_cases() if case.name == "classifier")
+    with pytest.raises(CompileError, match="kernels that overlap need sm_90 or later: compile for sm_80 without"):
+        tvm_sparse.compile(case.model, target="cuda", arch="sm_80,sm_90", overlap=True)
