@@ -48,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     winners = commands.add_parser("winners", help="print the fastest knobs of a record as a candidates file")
     winners.add_argument("record", type=Path)
     winners.set_defaults(call=_winners)
+    log = commands.add_parser("log", help="add the fastest variants of a record to a tuning log")
+    log.add_argument("record", type=Path)
+    log.add_argument("--into", type=Path, required=True, metavar="DIR", help="the log")
+    log.add_argument("--keep", type=int, default=3, metavar="N", help="variants of a case (default 3)")
+    log.set_defaults(call=_log)
     for name, call, text in (
         ("prepare", _prepare, "compile kernels into a folder"),
         ("run", _run, "measure on the first GPU"),
@@ -95,6 +100,19 @@ def _winners(options: argparse.Namespace) -> int:
     from benchmarks.gpu_layers.variants import winners
 
     print(json.dumps(winners(Store(options.record).cases), indent=1))
+    return 0
+
+
+def _log(options: argparse.Namespace) -> int:
+    from benchmarks.gpu_layers.store import Store
+    from benchmarks.gpu_layers.tuning_records import tuning_records
+    from tvm_sparse.tuning.log_files import LogWriter, make_log
+
+    make_log(options.into)
+    writer, records = LogWriter(options.into), list(tuning_records(Store(options.record), options.keep))
+    for record in records:
+        writer.append(record)
+    print(f"{len(records)} records in {options.into}")
     return 0
 
 

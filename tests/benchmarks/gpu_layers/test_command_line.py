@@ -27,6 +27,20 @@ def test_layers_are_listed(capsys):
     assert "r50_56_3        n1 64x56x56 -> 64 3x3" in capsys.readouterr().out
 
 
+def test_the_fastest_variants_become_records_of_a_tuning_log(capsys, tmp_path):
+    pytest.importorskip("tvm")
+    from tvm_sparse.tuning.log_files import read_log
+
+    assert cli.main(["log", str(RESULTS / "gpu_layers.json"), "--into", str(tmp_path), "--keep", "2"]) == 0
+    read = read_log(tmp_path)
+    assert f"{len(read.records)} records" in capsys.readouterr().out and not read.problems
+    assert {(one.site.device, one.site.arch, one.kind) for one in read.records} == {("nvidia-h200", "sm_90", "sparse")}
+    (own, other) = (
+        one for one in read.records if (one.layer, one.workload.n, one.density) == ("r50_14_3", 1, 0.099999)
+    )
+    assert own.ok and own.time_us < other.time_us and own.rows.longest == 265
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
