@@ -33,8 +33,9 @@ def subsample_inputs(layers: Sequence[ConvLayer], target: Target) -> list[ConvLa
 def subsampled(workload: ConvWorkload, target: Target) -> ConvWorkload:
     """What is left of a workload once its input is gathered; the workload itself where that does not pay."""
     pays = target.kind.name == "cuda" and workload.n * workload.p * workload.q >= FEWEST_PIXELS
-    without = replace(workload, h=workload.p, w=workload.q, stride=(1, 1))
-    return without if pays and workload.stride != (1, 1) and without.pointwise else workload
+    if not pays or (workload.r, workload.s) != (1, 1) or any(workload.padding) or workload.stride == (1, 1):
+        return workload
+    return replace(workload, h=workload.p, w=workload.q, stride=(1, 1))
 
 
 def gathered(x: relax.Expr, every: tuple[int, int]) -> relax.Expr:
