@@ -20,7 +20,7 @@ def test_parts_are_even_fit_and_keep_the_order(n, sizes, devices):
     assert all(part[0] is shift for part in parts)
     assert np.array_equal(np.concatenate([part[1] for part in parts]), x)
     counts = [len(part[1]) for part in parts]
-    assert 1 <= min(counts) and max(counts) <= buckets[-1] and max(counts) - min(counts) <= 1
+    assert min(counts) >= 1 and max(counts) <= buckets[-1] and max(counts) - min(counts) <= 1
     assert len(counts) == n or len(counts) % devices == 0
 
 
