@@ -65,7 +65,7 @@ class _Pattern:
         tvm_ffi.structural_walk(loop, (s_tir.SBlockRealize, found.append), order="pre")
         (realize,) = found
         self.paired = len(self.loops) > len("vcrs")
-        self.summed = False
+        self.called: set[str] = set()
         self.block = realize.block
         self.values = list(zip((it.var for it in self.block.iter_vars), realize.iter_values, strict=True))
         self.store = self.block.body
@@ -120,7 +120,7 @@ class _Pattern:
             else:
                 bits = tirx.BufferLoad(sums[v][0], [0])
                 totals = [
-                    tirx.BufferLoad(part, self._place(v, pixel)) + on_bits(name, bits)
+                    tirx.BufferLoad(part, self._place(v, pixel)) + self._on_bits(name, bits)
                     for pixel, name in zip(pixels, ("pair_bits_first", "pair_bits_second"), strict=True)
                 ]
             return [tirx.BufferStore(part, total, self._place(v, pixel)) for pixel, total in enumerate(totals)]
@@ -152,6 +152,12 @@ class _Pattern:
         """Where the sum of output channel v, and of this pixel of a pair, stands."""
         return [self.at(index, v, pair=pixel) for index in self.store.indices]
 
+    def _on_bits(self, name: str, *args: Any) -> Any:
+        """A call of a function of pairs.ON_BITS, whose text only the first needs."""
+        known = name in self.called
+        self.called.add(name)
+        return on_bits(name, *args, known=known)
+
     def _loaded(self, source: Any, indices: list[Any]) -> tuple[list[Any], list[Any]]:
         """Statements that load an input element, or a pair, and what they leave: a float32 a pixel, or bits of both."""
         dtype = str(source.dtype)
@@ -162,7 +168,7 @@ class _Pattern:
         last = self.analyzer.simplify(indices[-1] // PAIR) * PAIR
         pair = tirx.Var("pair", f"{dtype}x{PAIR}")
         names = ("pair_first", "pair_second") if self.chunk_dtype == "float32" else ("pair_bits",)
-        values = [on_bits(name, pair) for name in names]
+        values = [self._on_bits(name, pair) for name in names]
         kept = [tirx.Var("x", value.ty.dtype) for value in values]
         load = tirx.Bind(pair, tirx.BufferLoad(source, [*indices[:-1], tirx.Ramp(last, 1, PAIR)]))
         return [load, *(tirx.Bind(x, value) for x, value in zip(kept, values, strict=True))], kept
@@ -173,8 +179,7 @@ class _Pattern:
             bits = int(np.float16(number).view(np.uint16))
             (total,), (x,) = sums, values
             number_twice = tirx.const(bits << 16 | bits, "uint32")
-            both = on_bits("pair_bits_sum", tirx.BufferLoad(total, [0]), x, number_twice, known=self.summed)
-            self.summed = True
+            both = self._on_bits("pair_bits_sum", tirx.BufferLoad(total, [0]), x, number_twice)
             return [tirx.BufferStore(total, both, [0])]
         return [
             tirx.BufferStore(total, tirx.BufferLoad(total, [0]) + tirx.const(number, "float32") * x, [0])
