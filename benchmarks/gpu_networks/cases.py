@@ -11,12 +11,18 @@ from typing import Any
 from tvm_sparse.errors import InputError
 
 PRECISIONS = ("float32", "float16", "bfloat16")
-SEEDED, PUBLISHED = "seeded", "published"
+SEEDED, LINEAR_TOO, PUBLISHED = "seeded", "seeded, linear layers too", "published"
+#: Networks most of whose weights are those of linear layers.
+LINEAR_NETWORKS = ("alexnet", "vgg16")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. `weights`: "seeded", or "published" where real pruned filters exist; `precision` is ours."""
+    """One measurement; `precision` is ours.
+
+    `weights`: "seeded", the convolutions pruned but for the first, or the linear layers too; or "published" where real
+    pruned filters exist.
+    """
 
     network: str
     batch: int
@@ -38,7 +44,8 @@ class Case:
         """The network as an onnx.ModelProto; `folder` holds the published filters."""
         from examples.networks import build
 
-        model = build(self.network, batch=self.batch, sparsity=self.sparsity, seed=seed)
+        linear = self.sparsity if self.weights == LINEAR_TOO else 0.0
+        model = build(self.network, batch=self.batch, sparsity=self.sparsity, seed=seed, linear_sparsity=linear)
         if self.weights == PUBLISHED:
             from benchmarks.gpu_networks.weights import put_published
 
@@ -75,7 +82,12 @@ def select_cases(
     everything = PRESETS["all"][0]
     chosen = [name for name in everything if any(fnmatch(name, pattern) for pattern in networks_like or networks)]
     wanted = tuple(batches) or own_batches
-    seeded = [(name, sparsity, SEEDED) for name in chosen for sparsity in sparsities or (0.9,)]
+    seeded = [
+        (name, sparsity, weights)
+        for name in chosen
+        for sparsity in sparsities or (0.9,)
+        for weights in ((SEEDED, LINEAR_TOO) if name in LINEAR_NETWORKS else (SEEDED,))
+    ]
     real = [(name, 0.9, PUBLISHED) for name in chosen if name in published]
     cases = [
         Case(name, batch, sparsity, weights, precision)

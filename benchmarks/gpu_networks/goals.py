@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.gpu_layers.goals import Found, Goal
-from benchmarks.gpu_networks.cases import PUBLISHED
+from benchmarks.gpu_networks.cases import LINEAR_TOO, PUBLISHED, SEEDED
 from benchmarks.gpu_networks.report import Measured, Report
 
 Find = Callable[[Report], Found]
@@ -81,8 +81,12 @@ GOALS = (
         for sparsity, want in ((0.9, 1.0), (0.95, 1.4))
     ),
     *(
-        Goal(f"{title}, batch {batch}: over cuDNN {precision}", _over(network, batch, precision), want)
-        for network, title in (("alexnet", "AlexNet"), ("googlenet", "GoogLeNet"))
+        Goal(f"{title}, batch {batch}: over cuDNN {precision}", _over(network, batch, precision, weights=weights), want)
+        for network, weights, title in (
+            ("alexnet", SEEDED, "AlexNet, linear layers dense"),
+            ("alexnet", LINEAR_TOO, "AlexNet, linear layers pruned too"),
+            ("googlenet", SEEDED, "GoogLeNet"),
+        )
         for batch, precision, want in ((1, "float32", 4.0), (1, "float16", 1.5), (32, "float32", 3.0))
     ),
     *(

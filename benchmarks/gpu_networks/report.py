@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_layers.store import Record, Store
-from benchmarks.gpu_networks.cases import SEEDED
+from benchmarks.gpu_networks.cases import LINEAR_TOO, PUBLISHED, SEEDED
 
 PRECISIONS = ("float32", "TF32", "float16")
 COMPILED = "torch.compile"
@@ -87,5 +87,5 @@ class Report:
 
 
 def _order(record: Record) -> tuple[Any, ...]:
-    published = record["weights"] != SEEDED
-    return record["network"], record["precision"], published, -record["sparsity"], record["batch"]
+    weights = (SEEDED, LINEAR_TOO, PUBLISHED).index(record["weights"])
+    return record["network"], record["precision"], weights, -record["sparsity"], record["batch"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from benchmarks.gpu_networks import profiles
-from benchmarks.gpu_networks.cases import PUBLISHED, SEEDED
+from benchmarks.gpu_networks.cases import LINEAR_TOO, PUBLISHED, SEEDED
 from benchmarks.gpu_networks.goals import GOALS
 from benchmarks.gpu_networks.report import NAMES, PRECISIONS, Measured, Report
 from benchmarks.markdown import GOAL_HEAD, NOTHING, goal_rows, microseconds, table, times
@@ -140,7 +140,7 @@ def troubles(report: Report) -> str:
 
 def _head(case: Measured) -> list[str]:
     record = case.record
-    weights = "published" if record["weights"] == PUBLISHED else "random"
+    weights = {SEEDED: "random", LINEAR_TOO: "random, linear layers too", PUBLISHED: "published"}[record["weights"]]
     return [NAMES[record["network"]], str(record["batch"]), f"{record['sparsity']:.0%}", weights, record["precision"]]
 
 

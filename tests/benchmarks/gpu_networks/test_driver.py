@@ -70,10 +70,11 @@ def test_from_the_command_line_to_the_record(on_cpu, tmp_path, capsys):
     command = ["run", "--networks", "resnet50,alexnet", "--batch", "1", "--torch-compile", "none", *on_cpu]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1] == "2 measured" and "float32 channels_last eager" in printed[-2]
+    assert printed[-1] == "3 measured" and "float32 channels_last eager" in printed[-2]
     record = json.loads((tmp_path / "r.json").read_text())
-    first, second = record["cases"]
+    first, second, third = record["cases"]
     assert (first["network"], second["network"], first["batch"]) == ("resnet50", "alexnet", 1)
+    assert (second["weights"], third["weights"]) == ("seeded", "seeded, linear layers too")
     assert 0 < first["relative_error"] < 1e-5 and 0 < first["onnxruntime_error"] < 1e-5
     assert first["layers"].get("sparse", 0) + first["layers"].get("dense", 0) == 3
     assert [peer["layout"] for peer in first["peers"]] == ["NCHW", "channels_last"]
@@ -82,7 +83,7 @@ def test_from_the_command_line_to_the_record(on_cpu, tmp_path, capsys):
     assert record["runs"][0]["environment"]["commit"] == "c0f" and record["runs"][0]["log"]
     before = (tmp_path / "r.json").read_text()
     assert cli.main([*command, "--resume"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "2 left out"
+    assert capsys.readouterr().out.splitlines()[-1] == "3 left out"
     assert (tmp_path / "r.json").read_text() == before
 
 
@@ -129,8 +130,11 @@ def test_without_a_gpu_run_says_so_and_ends_well(monkeypatch, capsys, tmp_path):
 
 
 def test_presets_and_choices():
-    assert len(select_cases("quick")) == 8 and len(select_cases("all")) == 15
-    assert select_cases("quick", networks_like=["vgg*"], batches=[8], sparsities=[0.95]) == [Case("vgg16", 8, 0.95)]
+    assert len(select_cases("quick")) == 8 + 2 and len(select_cases("all")) == 15 + 6
+    assert select_cases("quick", networks_like=["vgg*"], batches=[8], sparsities=[0.95]) == [
+        Case("vgg16", 8, 0.95),
+        Case("vgg16", 8, 0.95, "seeded, linear layers too"),
+    ]
     published = select_cases("quick", networks_like=["mobile*"], batches=[1], published=["mobilenetv1"])
     assert [case.weights for case in published] == ["seeded", "published"]
     assert cases.chosen(Case("resnet50", 32), ["resnet50-3*"]) and not cases.chosen(Case("resnet50", 1), ["none"])
