@@ -17,6 +17,7 @@ from tvm_sparse.deploy.metadata import Metadata, TensorSpec
 from tvm_sparse.deploy.native import load_module, load_runtime
 from tvm_sparse.deploy.requirements import check_machine, place_for
 from tvm_sparse.deploy.threads import ThreadPool
+from tvm_sparse.deploy.torch_calls import TorchCalls
 from tvm_sparse.deploy.trailer import read_metadata
 from tvm_sparse.errors import LibraryError
 
@@ -90,6 +91,7 @@ class Network:
         self._place = device
         self._pool = pool
         self._gpu = CudaCalls(tvm_ffi, device[1], metadata.cuda_graph) if device[0] == "cuda" else None
+        self._torch: TorchCalls | None = None  # made by the first call that needs it
         self._lock = threading.Lock()
         if self._gpu:
             weakref.finalize(self, self._gpu.finish).atexit = False  # its memory goes back to a pool
@@ -157,9 +159,10 @@ class Network:
             An input is missing or has the wrong name, shape, dtype or device.
         """
         values = tensors.in_order(self.inputs, inputs, named)
-        framework = tensors.framework(values)
-        if framework == "torch" and self._gpu and _first_on_gpu(values):
-            converted = self._call_in_torch(values)
+        fit = self._torch is not None and self._torch.fit(values)
+        framework = "torch" if fit else tensors.framework(values)
+        if fit or (framework == "torch" and self._gpu and _first_on_gpu(values)):
+            converted = self._call_in_torch(values, fit)
         else:
             converted = [self._convert(result, values, framework) for result in self._run(values)]
         return converted[0] if len(converted) == 1 else tuple(converted)
@@ -265,17 +268,14 @@ class Network:
         results = self.invoke(self.to_device(values))
         return self._batching.cut(results, values) if self._batching else results
 
-    def _call_in_torch(self, values: Sequence[Any]) -> list[Any]:
-        """On torch's stream, into its memory, which knows its streams."""
-        import torch
-
-        stream = torch.cuda.current_stream(self._place[1]).cuda_stream
-        place = torch.device(*self._place)
-        with self._tvm_ffi.use_raw_stream(self._tvm_ffi.device(*self._place), stream):
-            inputs = self.to_device(values)
-            specs = self._outputs[self._bucket(inputs)]
-            made = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device=place) for spec in specs]
-            self.invoke(inputs, [self._tvm_ffi.from_dlpack(tensor) for tensor in made])
+    def _call_in_torch(self, values: Sequence[Any], fit: bool) -> list[Any]:
+        """On torch's stream and into its memory; `fit` says that the inputs need no look."""
+        if self._torch is None:
+            self._torch = TorchCalls(self._tvm_ffi, self._place[1], () if self._batching else self.inputs)
+        with self._torch.stream():
+            inputs = self._torch.shared(values) if fit else self.to_device(values)
+            made = self._torch.new(self._outputs[self._bucket(inputs)])
+            self.invoke(inputs, self._torch.shared(made))
         return [tensor[: self._batching.batch_of(values)] for tensor in made] if self._batching else made
 
     def _to_numpy(self, result: Any) -> NDArray[Any]:
