@@ -22,8 +22,8 @@ MOST_SUMS = 128
 MOST_UNROLLED = 512
 #: The knob "pairs" where a lane reads single elements.
 NO_PAIRS = "no"
-#: Nonzeros of a row and chunk that may be summed in float16, for a relative error of 1.1e-3.
-MOST_HALF_SUMMED = 64
+#: Nonzeros of a row and chunk that may be summed in float16, for a relative error of 1.6e-3.
+MOST_HALF_SUMMED = 128
 #: Output channels of a row block that may share columns.
 VECTORS = (2, 4, 8)
 #: Above this density row blocks of several channels that share every column beat rows of their own nonzeros.

@@ -118,13 +118,13 @@ def test_any_knobs_are_right():
 @needs_gcc
 def test_the_error_of_many_nonzeros_in_float16():
     """The most that the template takes, all of one chunk."""
-    workload = ConvWorkload(2, 64, 8, 8, 8, 1, 1, dtype="float16")
-    knobs = {"lanes": "1x8x4", "pixels": "1x1x1", "channels": 64, "warps": 4, "blocks_per_warp": 1, "pad_to": 1}
+    workload = ConvWorkload(2, 128, 8, 8, 8, 1, 1, dtype="float16")
+    knobs = {"lanes": "1x8x4", "pixels": "1x1x1", "channels": 128, "warps": 4, "blocks_per_warp": 1, "pad_to": 1}
     case = Case(workload, 1.0, "", 1)
     assert error(case, **knobs, pairs="float16", format="csr") < TOLERANCE["float16"]
-    more = Case(ConvWorkload(2, 65, 8, 8, 8, 1, 1, dtype="float16"), 1.0, "", 1)
-    with pytest.raises(InputError, match="65 nonzeros of a row and chunk summed in float16, 64 at most"):
-        kernel("cuda_pixel", more, GPU, **{**knobs, "channels": 65}, pairs="float16", format="csr")
+    more = Case(ConvWorkload(2, 129, 8, 8, 8, 1, 1, dtype="float16"), 1.0, "", 1)
+    with pytest.raises(InputError, match="129 nonzeros of a row and chunk summed in float16, 128 at most"):
+        kernel("cuda_pixel", more, GPU, **{**knobs, "channels": 129}, pairs="float16", format="csr")
 
 
 @pytest.mark.parametrize(

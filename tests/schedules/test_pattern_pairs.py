@@ -100,8 +100,8 @@ def test_a_row_of_many_nonzeros_gets_smaller_chunks():
     weight = np.random.default_rng(1).standard_normal(workload.filter_shape).astype("float16")
     weight[1:] *= np.random.default_rng(2).random(weight[1:].shape) < 0.05
     built = template("cuda_pattern").kernel(workload, weight, GPU)
-    assert built.knobs["pairs"] == "float16" and int(built.knobs["channels"]) <= 64
-    with pytest.raises(InputError, match="400 nonzeros of a row and chunk summed in float16, 64 at most"):
+    assert built.knobs["pairs"] == "float16" and int(built.knobs["channels"]) <= 128
+    with pytest.raises(InputError, match="400 nonzeros of a row and chunk summed in float16, 128 at most"):
         template("cuda_pattern").kernel(workload, weight, GPU, {**built.knobs, "channels": 400})
 
 
