@@ -33,7 +33,7 @@ from tvm_sparse.schedules.primitives import branch_copies, declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
 from tvm_sparse.workload import ConvWorkload
 
-#: Multiply-adds of a thread that are written out without a loop.
+#: Multiply-adds of a thread that are written out without a loop; those of a row of the filter are in any case.
 MOST_UNROLLED = 1024
 
 
@@ -178,7 +178,7 @@ def _sum(sch: s_tir.Schedule, tiling: WarpTiling, loop: Any, threads: dict[str, 
         sch.unroll(each)
     for each in (s, r, c):
         extent = int(sch.get(each).extent)
-        fitting = closest_divisor(extent, max(1, MOST_UNROLLED // unrolled))
+        fitting = extent if each is s else closest_divisor(extent, max(1, MOST_UNROLLED // unrolled))
         sch.unroll(sch.split(each, [None, fitting])[1])
         unrolled *= fitting
         if fitting < extent:

@@ -25,10 +25,16 @@ VECTORS, WARPS, SPLITS = (4, 8, 16), (1, 2, 4, 8, 16), (1, 2, 4, 8, 16)
 MOST_WARPS = 16
 #: Registers of a thread that hold no sums.
 OTHER_REGISTERS = 40
-#: Cycles of shared memory for a weight that all lanes load; instructions a multiprocessor starts a cycle.
-WEIGHT_LOAD, ISSUED = 0.53, 4
-#: What a lone warp loses to latency.
-STALLS = 1.6
+#: Sums of a thread in a default schedule: more leave too few warps to hide latency.
+DEFAULT_SUMS = 64
+#: Cycles of shared memory for a weight that all lanes load; schedulers of a multiprocessor; cycles a warp waits a tap.
+WEIGHT_LOAD, SCHEDULERS, STALL = 0.53, 4, 45
+#: Instructions to work out a place of a tile, for all channels of a chunk; the part of copies that nothing hides.
+PLACE_INSTRUCTIONS, COPY_INSTRUCTIONS, OVERLAPPED = 60, 4, 0.9
+#: The part of the loads that does not run beside the multiply-adds, or of those beside the loads.
+BESIDE = 0.3
+#: Elements that are stored together, and cycles of every such store of a warp that is on its own.
+SECTOR, SECTOR_CYCLES = 8, 3
 #: Of a sum.
 FLOAT_BYTES = 4
 
@@ -69,42 +75,65 @@ def check_block(tiling: WarpTiling, warps: int, vector: int, target: Target) -> 
         raise InputError(f"{what}: half a block's {rows} channels would be idle")
     if workload.groups > 1 and workload.k_per_group % rows:
         raise InputError(f"{what}: a block of {rows} channels reaches over two groups")
-    whole, rest = divmod(tiling.splits, pixels)
-    if pixels % tiling.splits and (rest or vector % whole):
+    if not _shared_evenly(tiling, vector):
         raise InputError(f"{what}: {tiling.splits} warps cannot share {pixels * vector} sums evenly")
+
+
+def _shared_evenly(tiling: WarpTiling, vector: int) -> bool:
+    """Whether whole loops over a thread's sums, innermost first, and a factor of the next one make up the splits.
+
+    s_tir can undo no other cut of the fused loops.
+    """
+    left = tiling.splits
+    for extent in (*reversed(tiling.pixels), vector):
+        if extent % left == 0:
+            return True
+        if left % extent:
+            return False
+        left //= extent
+    return left == 1
 
 
 def estimate_us(tiling: WarpTiling, warps: int, vector: int) -> float:
     """Microseconds of a kernel."""
     workload, pixels, splits = tiling.workload, math.prod(tiling.pixels), tiling.splits
     taps = tiling.channels * workload.r * workload.s
-    loads = pixels * tiling.conflicts + vector * WEIGHT_LOAD
-    size = ELEMENT_BYTES[workload.dtype]
-    converted = pixels + vector if size < FLOAT_BYTES else 0
-    issued = (pixels * vector + pixels + vector / 4 + 1 + converted) / ISSUED
     all_warps, chunks = warps * splits, tiling.chunks // splits
-    rate = cuda_cost.COPY_RATE[min(16, tiling.copy_width * size)]
-    copying = splits * size * (tiling.elements / rate + taps * warps * vector / cuda_cost.COPY_RATE[16])
-    summing = all_warps * taps * max(loads, issued)
-    adding = 2 * all_warps * pixels * vector if splits > 1 else 0.0
-    block = chunks * (summing + copying) + adding
-
     row_groups = workload.groups * -(-workload.k_per_group // (warps * vector))
-    blocks = math.prod(tiling.grid) * row_groups
+    each = -(-math.prod(tiling.grid) * row_groups // cuda_cost.MULTIPROCESSORS)
     registers = (pixels * vector + OTHER_REGISTERS) * all_warps * WARP
     resident = min(
         cuda_cost.SHARED_BYTES // shared_bytes(tiling, warps, vector),
         cuda_tiles.REGISTERS // registers,
         cuda_cost.THREADS // (all_warps * WARP),
     )
-    each = -(-blocks // cuda_cost.MULTIPROCESSORS)
     together = min(max(1, resident), each)
-    # A warp starts one instruction a cycle: fewer than four, or four without others to hide latency, are slower.
-    alone = chunks * taps * issued * ISSUED * STALLS
+
+    # A scheduler starts one instruction a cycle, of another warp while one waits for its loads.
+    loads = pixels * tiling.conflicts + vector * WEIGHT_LOAD
+    size = ELEMENT_BYTES[workload.dtype]
+    converted = pixels + vector if size < FLOAT_BYTES else 0
+    started = pixels * vector + pixels + vector / 4 + 1 + converted
+    share = together * all_warps / SCHEDULERS
+    a_scheduler = math.ceil(share)
+    issue = max(started, (started + STALL) / a_scheduler) * a_scheduler / share / SCHEDULERS
+    tap = max(loads, issue) + BESIDE * min(loads, issue)
+    summing = each * all_warps * chunks * taps * tap
+
+    width = tiling.copy_width * size
+    places = tiling.elements / tiling.copy_width / WARP
+    instructions = places * (COPY_INSTRUCTIONS + PLACE_INSTRUCTIONS / tiling.channels) / SCHEDULERS
+    tile = max(tiling.elements * size / cuda_cost.COPY_RATE[min(16, width)], instructions)
+    weights = taps * warps * vector * size / cuda_cost.COPY_RATE[16]
+    copying = each * chunks * splits * (tile + weights) * (OVERLAPPED if together * chunks > 1 else 1.0)
+    adding = 2 * each * all_warps * pixels * vector if splits > 1 else 0.0
     waves = -(-each // together)
-    cycles = cuda_cost.LAUNCH + max(each * block, waves * alone) + waves * (chunks + 1) * cuda_cost.CHUNK
+    images, rows, cols = tiling.lanes
+    scattered = max(0, images * rows * -(-cols // SECTOR) - WARP // SECTOR) * SECTOR_CYCLES
     outputs = workload.n * workload.k * workload.p * workload.q
-    return max(cycles, cuda_cost.LAUNCH + outputs * size / cuda_cost.WRITE_RATE) / cuda_cost.CYCLES_PER_US
+    storing = outputs * (size / cuda_cost.WRITE_RATE / 2 + scattered / WARP / cuda_cost.MULTIPROCESSORS)
+    cycles = summing + copying + adding + storing + waves * (chunks + 1) * cuda_cost.CHUNK
+    return (cuda_cost.LAUNCH + cycles) / cuda_cost.CYCLES_PER_US
 
 
 def cheapest(workload: ConvWorkload, target: Target) -> dict[str, int | str]:
@@ -127,12 +156,18 @@ def candidates(workload: ConvWorkload) -> Iterator[tuple[WarpTiling, int, int]]:
         if splits > workload.c_per_group:
             continue
         share = -(-workload.c_per_group // splits)
-        for channels in sorted({-(-share // parts) for parts in (1, 2, 3, 4, 6, 8, 16, 32, 64)}):
+        for channels in sorted({_whole(-(-share // parts)) for parts in (1, 2, 3, 4, 6, 8, 16, 32, 64)}):
             tiling = WarpTiling(workload, lanes, pixels, channels, splits)
             for warps, vector in product(WARPS, VECTORS):
                 sums = math.prod(pixels) * vector
-                if sums <= cuda_tiles.MOST_SUMS and warps * splits <= MOST_WARPS:
+                if sums <= DEFAULT_SUMS and warps * splits <= MOST_WARPS:
                     yield tiling, warps, vector
+
+
+def _whole(channels: int) -> int:
+    """Channels of a chunk rounded up so that a loop over them can be unrolled by a power of two."""
+    unit = 8 if channels > 16 else 4 if channels > 4 else 1
+    return -(-channels // unit) * unit
 
 
 def _smallest(workload: ConvWorkload) -> WarpTiling:

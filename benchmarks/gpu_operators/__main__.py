@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,9 +47,13 @@ def main() -> int:
         ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
         paths = [f"{folder}/{number}.so" for number in range(len(rows))]
-        futures = [pool.submit(build, r.operator, r.batch, arch, p) for (r, _), p in zip(rows, paths, strict=True)]
+        futures = {
+            pool.submit(build, row.operator, row.batch, arch, path): (row, operator, path)
+            for (row, operator), path in zip(rows, paths, strict=True)
+        }
         timer = None
-        for (row, operator), path, future in zip(rows, paths, futures, strict=True):
+        for future in as_completed(futures):
+            row, operator, path = futures[future]
             if time.monotonic() - begin > options.seconds:
                 print(f"stopped after {options.seconds:g} s")
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -20,7 +20,9 @@ def build(name: str, batch: int, arch: str, library: str) -> tuple[int, str]:
     from tvm_sparse.tvm_support import import_tvm
 
     import_tvm()
-    from tvm_sparse.network.build import build_network
+    import tvm
+
+    from tvm_sparse.network.build import lower_network
     from tvm_sparse.network.cleanup import clean_up
     from tvm_sparse.network.imported import CONVOLUTIONS, ConvInfo, ImportedModel, bindings_of, operator
     from tvm_sparse.targets import make_target
@@ -33,13 +35,15 @@ def build(name: str, batch: int, arch: str, library: str) -> tuple[int, str]:
     model = ImportedModel(name, module, (), (), convolutions, None)
     target = make_target("llvm") if arch == "llvm" else make_target("cuda", arch=arch)
     with nullcontext() if arch == "llvm" else cuda_build(arch, target=target) as under_way:
-        built = build_network(model, target, "never", lambda stage, fraction: None)
+        lowered, layers = lower_network(model, target, "never", lambda stage, fraction: None)
+        with target:
+            executable = tvm.compile(lowered, target=target, relax_pipeline="default_build")
         if under_way is not None:
-            check_cuda_modules(built.executable, under_way)
-    built.executable.export_library(library)
-    source = _cuda_source(built.executable.mod)
+            check_cuda_modules(executable, under_way)
+    executable.export_library(library)
+    source = _cuda_source(executable.mod)
     kernels = [line for line in source.splitlines() if "__global__" in line and line.endswith("{")]
-    notes = [f"{layer.template} {json.dumps(layer.knobs)}" for layer in built.layers if layer.template != "operator"]
+    notes = [f"{layer.template} {json.dumps(layer.knobs)}" for layer in layers if layer.template != "operator"]
     return len(kernels), " ".join(notes).replace('"', "")
 
 

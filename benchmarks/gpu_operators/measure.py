@@ -76,7 +76,10 @@ def measure(row: Row, operator: Operator, library: str, timer: Timer, device: st
         row.note = f"WRONG {row.note}"
         return
     cold = max((w.numel() for w in weights.values()), default=0) >= COLD_FROM
-    row.ours_us = timer.time(launch).median_us
+    timing = timer.time(launch)
+    row.ours_us = timing.median_us
+    if timing.method != "graph":
+        row.note += f" (timed by {timing.method}: the host's time is in it)"
     if cold:
         row.cold_us = timer.time_cold(launch).median_us
     if peers:

@@ -6,6 +6,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir.dlight import ScheduleRule, gpu
 from tvm.target import Target
 
+from tvm_sparse.schedules.rules.cuda_elementwise import Elementwise
 from tvm_sparse.schedules.rules.cuda_linear import Linear
 from tvm_sparse.schedules.rules.cuda_row_reduction import RowReduction
 from tvm_sparse.schedules.rules.cuda_short_reduction import ShortReduction
@@ -18,7 +19,7 @@ BLOCK_THREADS = 256
 def cuda_rules() -> list[ScheduleRule]:
     """Ours, dlight's rules in dlight's order, then `BindEverything`."""
     dlight = [gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback()]
-    own = [WindowRows(), WindowPerThread(), Linear(), RowReduction(), ShortReduction()]
+    own = [WindowRows(), WindowPerThread(), Linear(), RowReduction(), ShortReduction(), Elementwise()]
     return [*own, *dlight, BindEverything()]
 
 

@@ -98,6 +98,7 @@ def test_the_filter_keeps_its_weights_in_their_places():
         ({"warps": 16, "splits": 4}, "threads a block"),
         ({"pixels": "1x14x1", "vector": 16}, "sums a thread"),
         ({"splits": 8, "pixels": "1x7x1", "vector": 4}, "cannot share"),
+        ({"splits": 2, "pixels": "2x7x1"}, "cannot share"),
         ({"channels": 256, "vector": 16}, "shared memory"),
     ],
 )

@@ -80,12 +80,13 @@ def _expression(x: te.Tensor, norm: _ResponseNorm) -> te.Tensor:
     tap = te.reduce_axis((tirx.const(0, "int64"), tirx.const(norm.size, "int64")), name="tap")
 
     def squares(i: Any, c: Any, h: Any, w: Any) -> Any:
-        at = c + tap - before
-        inside = tirx.all(at >= 0, at < channels)
+        at = c - before
         square = x[i, at, h, w] * x[i, at, h, w]
-        return te.sum(tirx.if_then_else(inside, square, tirx.const(0, x.dtype)), axis=tap)
+        return tirx.if_then_else(tirx.all(at >= 0, at < channels), square, tirx.const(0, x.dtype))
 
-    total = te.compute(x.shape, squares, name="squares")
+    n, _, *pixel = x.shape
+    squared = te.compute((n, channels + 2 * before, *pixel), squares, name="squares")
+    total = te.compute(x.shape, lambda i, c, h, w: te.sum(squared[i, c + tap, h, w], axis=tap), name="total")
     scale, bias, beta = (tirx.const(value, x.dtype) for value in (norm.alpha / norm.size, norm.bias, norm.beta))
     return te.compute(x.shape, lambda *at: x(*at) / te.power(total(*at) * scale + bias, beta), name="lrn")
 

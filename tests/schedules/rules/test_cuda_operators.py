@@ -14,7 +14,8 @@ from tvm.s_tir.dlight import ScheduleRule
 
 from tests.cuda_on_cpu import run
 from tests.schedules.running import GPU
-from tvm_sparse.schedules.rules import cuda_window, schedule_func
+from tvm_sparse.schedules.rules import cuda_elementwise, cuda_window, schedule_func
+from tvm_sparse.schedules.rules.cuda_elementwise import Elementwise
 from tvm_sparse.schedules.rules.cuda_linear import Linear
 from tvm_sparse.schedules.rules.cuda_row_reduction import RowReduction
 from tvm_sparse.schedules.rules.cuda_short_reduction import ShortReduction
@@ -136,13 +137,35 @@ def test_a_short_reduction_is_one_kernel(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@needs_gcc
+@pytest.mark.parametrize("enough", [1, cuda_elementwise.ENOUGH_THREADS], ids=["several", "one"])
+@pytest.mark.parametrize("columns", [8, 7])
+def test_elementwise(columns: int, enough: int, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(cuda_elementwise, "ENOUGH_THREADS", enough)
+    x, b = tensor((2, 4, 5, columns), "x"), tensor((4,), "b")
+    scaled = te.compute(x.shape, lambda n, c, h, w: x[n, c, h, w] * b[c], name="scaled")
+    arrays = [data((2, 4, 5, columns), 10), data((4,), 11)]
+    found = result(Elementwise(), [x, b, finished(scaled)], arrays, tmp_path)
+    np.testing.assert_array_equal(found, np.maximum(arrays[0] * arrays[1][:, None, None], 0))
+
+
+@needs_gcc
+@pytest.mark.parametrize("enough", [1, cuda_elementwise.ENOUGH_THREADS], ids=["several", "one"])
+def test_concat(enough: int, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(cuda_elementwise, "ENOUGH_THREADS", enough)
+    x, y = tensor((2, 3, 4, 4), "x"), tensor((2, 5, 4, 4), "y")
+    arrays = [data((2, 3, 4, 4), 12), data((2, 5, 4, 4), 13)]
+    found = result(Elementwise(), [x, y, finished(topi.concatenate((x, y), 1))], arrays, tmp_path)
+    np.testing.assert_array_equal(found, np.maximum(np.concatenate(arrays, 1), 0))
+
+
 def test_what_the_rules_leave_to_others() -> None:
     x = tensor((2, 40), "x")
     softmax = te.create_prim_func([x, topi.nn.softmax(x)])
     relu = te.create_prim_func([x, topi.nn.relu(x)])
-    for rule in (WindowRows(), Linear(), RowReduction(), ShortReduction()):
-        for func in (softmax, relu):
-            assert rule.apply(func, GPU, False) is None, (rule, func)
+    for rule in (WindowRows(), Linear(), RowReduction(), ShortReduction(), Elementwise()):
+        assert rule.apply(softmax, GPU, False) is None, rule
+        assert (rule.apply(relu, GPU, False) is None) is not isinstance(rule, Elementwise), rule
     odd = te.create_prim_func([x, w := tensor((40, 10), "w"), topi.nn.matmul(x, w)])
     assert Linear().apply(odd, GPU, False) is None
 
