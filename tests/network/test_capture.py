@@ -15,7 +15,7 @@ from tests.network.layer_cases import layer_cases
 from tests.network.onnx_models import random_inputs
 from tests.test_tvm_support import needs_cuda
 from tvm_sparse.network.build import build_network, lower_network
-from tvm_sparse.network.capture import launches, outputs_as_parameters
+from tvm_sparse.network.capture import launches, outputs_as_parameters, weight_names
 from tvm_sparse.network.onnx_import import import_onnx
 from tvm_sparse.network.workspace import lift_workspaces
 from tvm_sparse.oracle import relative_error
@@ -114,6 +114,17 @@ def test_outputs_are_written_where_the_caller_wants_them(name: str) -> None:
     assert all(
         np.array_equal(tensor.numpy(), inputs[spec.name]) for tensor, spec in zip(given, model.inputs, strict=True)
     )
+
+
+def test_weights_are_what_no_kernel_writes() -> None:
+    target = cuda_target("sm_90")
+    module, _ = lower_network(import_onnx(CASES["chain of residuals"].model), target, "auto", silent)
+    with target, pass_config(GRAPH):
+        module = lift_workspaces(outputs_as_parameters(module, target))
+    found = weight_names(module)
+    direct = [names for function, names in found.items() if function.startswith("direct")]
+    assert any(direct) and not any(names & {"x", "out", "residual"} for names in direct)
+    assert found["copy_input"] == set()
 
 
 def test_a_reshape_between_kernels_is_a_view() -> None:

@@ -10,7 +10,7 @@ import tvm
 from tvm import relax
 from tvm.target import Target
 
-from tvm_sparse.network.capture import outputs_as_parameters
+from tvm_sparse.network.capture import outputs_as_parameters, weight_names
 from tvm_sparse.network.decide import decide
 from tvm_sparse.network.imported import ImportedModel
 from tvm_sparse.network.linear import lower_linear_layers
@@ -100,7 +100,7 @@ def generate_code(
     lowest = str(target.attrs["arch"]) if on_gpu else ""
     if overlap is None:
         overlap = OVERLAP_BY_DEFAULT and on_gpu and can_overlap([lowest])
-    lowering = dependent_launch_pipeline([lowest]) if on_gpu and overlap else "default"
+    lowering = dependent_launch_pipeline([lowest], weight_names(module)) if on_gpu and overlap else "default"
     with target, pass_config({"relax.backend.use_cuda_graph": on_gpu and cuda_graph}):
         if on_gpu:
             module = lift_workspaces(outputs_as_parameters(module, target))

@@ -20,7 +20,7 @@ import tvm
 from tvm import relax, s_tir, te, tirx
 from tvm.target import Target
 
-from tvm_sparse.network.imported import bindings_of, operator, static_shape, variables_in
+from tvm_sparse.network.imported import bindings_of, is_constant, operator, static_shape, variables_in
 from tvm_sparse.schedules.rules import rules_for, schedule_func
 
 _VIEW = "relax.reshape"
@@ -42,6 +42,23 @@ def launches(function: tirx.PrimFunc) -> int:
     """How many kernels a scheduled function starts: its blocks at the outermost level."""
     body = function.body.block.body if isinstance(function.body, s_tir.SBlockRealize) else function.body
     return len(body.seq) if isinstance(body, tirx.SeqStmt) else 1
+
+
+def weight_names(module: tvm.IRModule) -> dict[str, set[str]]:
+    """By the name of a scheduled function, those of its parameters that are constants wherever it is called."""
+    constant: dict[str, set[str]] = {}
+    for caller in module.functions.values():
+        if not isinstance(caller, relax.Function):
+            continue
+        for _, value in bindings_of(caller):
+            if str(operator(value)).startswith("relax.call_tir"):
+                function = module[value.args[0]]
+                names = [parameter.name for parameter in function.params]
+                given = zip(names, value.args[1].fields, strict=False)  # outputs stand behind the arguments
+                own = {name for name, argument in given if is_constant(argument) and names.count(name) == 1}
+                name = value.args[0].name_hint
+                constant[name] = constant.get(name, own) & own
+    return constant
 
 
 class _Edges:

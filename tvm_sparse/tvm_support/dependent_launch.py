@@ -4,14 +4,14 @@ To begin and to end takes a kernel about a microsecond. Launched so, its blocks 
 thing, until everything in front of them is done and visible. TVM 0.27 has the launch attribute but no pass that sets
 it; needless once it has one. GPUs before sm_90 cannot do this.
 
-What such a kernel only reads must not be declared `__restrict__`: the compiler would take it for constant as long as
-the kernel runs, and might read it before the wait.
+What such a kernel reads of other kernels must not be declared `__restrict__`: the compiler would take it for constant
+as long as the kernel runs, and might read it before the wait. Weights stay so declared, and are read before.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tvm_sparse.cuda.archs import sm_number
@@ -31,6 +31,8 @@ __forceinline__ __device__ void {_NAME}() {{
 #endif
 }}
 """
+#: Of the build under way, as CUDA names them: TVM's callback is handed the source and nothing else.
+_weights: dict[str, set[str]] = {}
 _SIGNATURE = re.compile(r'^extern "C" __global__ [^\n]*?(\w+)\(([^\n()]*)\)(;| \{)$', re.MULTILINE)
 
 
@@ -39,8 +41,13 @@ def can_overlap(archs: Sequence[str]) -> bool:
     return all(sm_number(arch) >= sm_number(FIRST_ARCH) for arch in archs)
 
 
-def dependent_launch_pipeline(archs: Sequence[str]) -> str:
+def dependent_launch_pipeline(archs: Sequence[str], weights: Mapping[str, Iterable[str]]) -> str:
     """The name of the pipeline for `tvm.compile(tir_pipeline=...)`, in a `cuda_build`.
+
+    Parameters
+    ----------
+    weights
+        By the name of a function, the names of those of its parameters that nothing ever writes.
 
     Raises
     ------
@@ -52,30 +59,33 @@ def dependent_launch_pipeline(archs: Sequence[str]) -> str:
     if old := [arch for arch in archs if not can_overlap([arch])]:
         raise CompileError(f"kernels that overlap need {FIRST_ARCH} or later: compile for {old[0]} without")
     tirx.register_tir_pipeline(PIPELINE, _pipeline)
+    _weights.clear()
+    _weights.update({name: {f"{parameter}_ptr" for parameter in parameters} for name, parameters in weights.items()})
     return PIPELINE
 
 
 def read_after_waiting(source: str) -> str:
-    """TVM's CUDA source with `__restrict__` only on what is written, in each kernel that waits."""
-    written: dict[str, list[str]] = {}
+    """TVM's CUDA source with `__restrict__` only on weights and what is written, in each kernel that waits."""
+    kept: dict[str, list[str]] = {}
     for signature in _SIGNATURE.finditer(source):
         body = source[signature.end() : source.find("\n}", signature.end())]
         if signature[3] != ";" and f"{_NAME}();" in body[:100]:
             pointers = re.findall(r"__restrict__ (\w+)", signature[2])
             stores = set(re.findall(r"^ *(?:(\w+)\[|\*\(\w+\*\)\((\w+) )", body, re.MULTILINE))
             stored = {name for pair in stores for name in pair}
-            written[signature[1]] = [pointer for pointer in pointers if pointer in stored]
+            stored |= _weights.get(re.sub(r"_kernel(_\d+)?$", "", signature[1]), set())
+            kept[signature[1]] = [pointer for pointer in pointers if pointer in stored]
 
     def declare(match: re.Match[str]) -> str:
-        if match[1] not in written:
+        if match[1] not in kept:
             return match[0]
-        read = [name for name in re.findall(r"__restrict__ (\w+)", match[2]) if name not in written[match[1]]]
+        read = [name for name in re.findall(r"__restrict__ (\w+)", match[2]) if name not in kept[match[1]]]
         parameters = match[2]
         for name in read:
             parameters = re.sub(rf"__restrict__ {name}\b", name, parameters)
         return match[0].replace(match[2], parameters)
 
-    return _SIGNATURE.sub(declare, source) if written else source
+    return _SIGNATURE.sub(declare, source) if kept else source
 
 
 def _pipeline() -> Any:
