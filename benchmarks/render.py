@@ -26,7 +26,7 @@ from benchmarks.markdown import NOTHING
 from benchmarks.records import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("performance.md", "gpu-performance.md", "gpu-networks.md")
+PAGES = ("performance.md", "gpu-performance.md", "gpu-networks.md", "tuning.md")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / page for page in PAGES))
 
 _MARKED = re.compile(r"(<!-- begin: (?P<name>[\w-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
@@ -120,11 +120,19 @@ def _of_networks_report(block: Callable[[NetworksReport], str]) -> str:
     return block(gpu_networks_report())
 
 
+def tuned() -> str:
+    """What the shipped tuning logs hold."""
+    from benchmarks.shipped_logs import shipped_table
+
+    return shipped_table()
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "cpu-crossover": cpu_crossover,
     "cpu-networks": cpu_networks,
     "demo": demo,
     "gpu-figures": gpu_figures,
+    "tuned": tuned,
     **GPU_STEPS,
     **GPU_OPERATORS,
     **{name: partial(_of_gpu_report, block) for name, block in gpu_tables.BLOCKS.items()},
