@@ -106,9 +106,10 @@ def _sums(knobs: Knobs) -> int:
 def _shared_evenly(knobs: Knobs, workers: int) -> bool:
     """Whether whole loops, innermost first, and a factor of the next one make up the workers of a sum.
 
-    s_tir can undo no other cut of the fused loops over row blocks, vector and pixels.
+    s_tir can undo no other cut of the fused loops over row blocks, vector and the three of the pixels.
     """
-    for extent in (math.prod(tiles.extents(knobs["pixels"])), tiles.vector_of(knobs), int(knobs["blocks_per_warp"])):
+    loops = (int(knobs["blocks_per_warp"]), tiles.vector_of(knobs), *tiles.extents(knobs["pixels"]))
+    for extent in reversed(loops):
         if extent % workers == 0:
             return True
         if workers % extent:

@@ -111,3 +111,15 @@ def test_what_does_not_fit_is_refused(changes, message):
         kernel("cuda_pixel", Case(SHAPES["3x3"], 0.1, "", 1), target, **changes)
     with pytest.raises(InputError, match="two groups"):
         kernel("cuda_pixel", Case(SHAPES["groups"], 0.1, "", 1), target, warps=3)
+
+
+@pytest.mark.parametrize(("pixels", "splits", "shared"), [("2x7x1", 2, False), ("1x2x2", 4, True), ("2x7x1", 7, True)])
+def test_warps_that_split_a_sum_share_it_in_whole_loops(pixels, splits, shared):
+    knobs = {"split_over": "warps", "splits": splits, "pixels": pixels, "warps": 1, "blocks_per_warp": 1}
+    knobs |= {"lanes": "1x2x16", "channels": 4, "format": "csr", "pad_to": 1}
+    case = Case(SHAPES["3x3"], 0.1, "", 1)
+    if shared:
+        assert kernel("cuda_pixel_nonzero", case, GPU, **knobs).knobs["splits"] == splits
+    else:
+        with pytest.raises(InputError, match="cannot share"):
+            kernel("cuda_pixel_nonzero", case, GPU, **knobs)
