@@ -137,11 +137,11 @@ def inspect_raw(sch: s_tir.Schedule) -> list[SBlockInfo]:
     return [get_sblock_info(sch, block) for block in sch.get_child_blocks(sch.get_sblock("root"))]
 
 
-def inline_injective(sch: s_tir.Schedule, infos: list[SBlockInfo]) -> list[SBlockInfo]:
+def inline_injective(sch: s_tir.Schedule, infos: list[SBlockInfo], *, keep_calls: bool = True) -> list[SBlockInfo]:
     """Inline spatial blocks into their spatial consumers; return the blocks that remain, in order.
 
-    Two kinds stay: a block a reduction reads (its value would be computed again for every term), and a block with a
-    call in it whose consumer is over four times its size (a sigmoid broadcast over a plane).
+    Two kinds stay: a block a reduction reads (its value would be computed again for every term); with `keep_calls` also
+    a block with a call in it whose consumer is over four times its size (a sigmoid broadcast over a plane).
     """
     remaining = list(infos)
     reductions = [i for i in remaining if not i.is_injective()]
@@ -156,7 +156,7 @@ def inline_injective(sch: s_tir.Schedule, infos: list[SBlockInfo]) -> list[SBloc
             continue
         own = prod(int(d) for d in info.dom())
         largest = max(prod(int(v.dom.extent) for v in sch.get(c).iter_vars) for c in consumers)
-        if largest > 4 * own and accesses_of(sch.get(info.block_rv)).calls:
+        if keep_calls and largest > 4 * own and accesses_of(sch.get(info.block_rv)).calls:
             continue
         try:
             sch.compute_inline(info.block_rv)

@@ -30,7 +30,8 @@ class Elementwise(ScheduleRule):
         infos = inspect(sch)
         if not all(info.is_injective() for info in infos):
             return None
-        for info in inline_injective(sch, infos):
+        # A kernel more costs more than a function computed again.
+        for info in inline_injective(sch, infos, keep_calls=False):
             _schedule(sch, info.block_rv)
         return sch
 
