@@ -55,11 +55,11 @@ def test_any_density(density):
 @needs_gcc
 def test_drawn_knobs():
     choose, passed = seeded_choose(5), 0
-    for seed in range(20):
+    for seed in range(8):
         n, c, k = choose((1, 2, 6)), choose((1, 33, 64, 200)), choose((1, 7, 30, 32))
         case = Case(replace(LINEAR, n=n, c=c, k=k), 0.3, "", seed)
         passed += check("cuda_row", case, GPU, **drawn_knobs("cuda_row", case, GPU))
-    assert passed >= 5
+    assert passed >= 2
 
 
 def test_neighbouring_nonzeros_are_in_different_banks():

@@ -41,19 +41,19 @@ def drawn_knobs(name: str, case: Case, target: object) -> dict[str, int | str]:
 
 
 @pytest.mark.parametrize("format_", FORMATS[:3])
-@settings(quick, max_examples=40)
+@settings(quick, max_examples=25)
 @given(case=cases())
 def test_cpu_vector_is_right(format_, case):
     check("cpu_vector", case, format=format_)
 
 
-@settings(quick, max_examples=40)
+@settings(quick, max_examples=25)
 @given(case=cases())
 def test_cpu_vector_is_right_with_any_knobs(case):
     check("cpu_vector", case, **drawn_knobs("cpu_vector", case, CPU))
 
 
-@settings(quick, max_examples=40)
+@settings(quick, max_examples=25)
 @given(case=cases())
 def test_fallback_is_right_on_a_cpu(case):
     assert check("fallback", case)
@@ -61,7 +61,7 @@ def test_fallback_is_right_on_a_cpu(case):
 
 @needs_gcc
 @pytest.mark.parametrize("name", CUDA)
-@settings(quick, max_examples=15)
+@settings(quick, max_examples=8)
 @given(case=cases())
 def test_cuda_code_is_right(name, case):
     check(name, case, GPU)
@@ -69,7 +69,7 @@ def test_cuda_code_is_right(name, case):
 
 @needs_gcc
 @pytest.mark.parametrize("name", CUDA[:2])
-@settings(quick, max_examples=15)
+@settings(quick, max_examples=6)
 @given(case=cases(), format_=st.sampled_from(FORMATS))
 def test_cuda_code_is_right_in_every_format(name, case, format_):
     check(name, case, GPU, format=format_)
