@@ -17,6 +17,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
+def cudnn_version(number: int | None) -> str:
+    """As people write it: 91900 is 9.19.0."""
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}" if number else "missing"
+
+
 def microseconds(us: float | None) -> str:
     return "" if us is None else f"{us:.2f} us" if us < 10 else f"{us:.1f} us" if us < 100 else f"{us:.0f} us"
 

@@ -42,8 +42,8 @@ SPLITS: dict[str, Callable[[ConvWorkload], tuple[int, ...]]] = {
 #: Nonzeros that compile in some ten seconds, pixels that keep a large GPU busy with one a thread (as
 #: measured with layers of ResNet-50 at batch 32), and the density above which columns are shared by all rows.
 PATTERN_NONZEROS, PATTERN_PIXELS, PATTERN_DENSITY = 16_000, 6_000, 0.5
-#: A small pointwise layer, whose code loads sooner than tiles are copied (measured with the layers of ResNet-50 and
-#: GoogLeNet at batch 1, a sixth of the time saved on the median).
+#: A small pointwise layer, whose code loads sooner than tiles are copied (as the tuning log shows of layers of
+#: ResNet-50 and GoogLeNet at batch 1).
 SMALL_NONZEROS, SMALL_PIXELS = 8_000, 1_024
 
 #: Above it, a row's nonzeros with their offsets take more bytes than all of its weights.

@@ -9,10 +9,11 @@ estimates, held against times on an H200 (docs/gpu-performance.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import Any, Protocol
 
 from tvm.target import Target
 
@@ -98,18 +99,22 @@ def _runs(tiling: WarpTiling | PairTiling) -> int:
     return min(images, tiling.workload.n) * (1 if whole_rows else min(rows, tiling.workload.p))
 
 
+class TiledTemplate(Protocol):
+    """What an estimate needs of cuda_pixel or cuda_pixel_nonzero."""
+
+    def tiling(self, workload: ConvWorkload, knobs: Knobs) -> Any: ...
+    def shared_bytes(self, tiling: Any, knobs: Knobs, entries: int) -> int: ...
+
+
 def estimate_fitting(
-    tiling: WarpTiling | PairTiling,
-    knobs: Knobs,
-    density: float,
-    target: Target,
-    shared_bytes: Callable[[int], int],
+    template: TiledTemplate, workload: ConvWorkload, density: float, knobs: Knobs, target: Target
 ) -> float:
-    """Microseconds as by `estimate`; infinite where a block does not fit. `shared_bytes` takes a segment's entries."""
-    found = estimate(tiling, knobs, density)
-    warps = int(knobs["warps"]) * (tiling.splits if knobs.get("split_over") == "warps" else 1)
+    """Microseconds as by `estimate`; infinite where knobs do not go together or a block does not fit."""
     try:
-        tiles.check_block(tiling.workload, target, knobs, warps, shared_bytes(found.entries))
+        tiling = template.tiling(workload, knobs)
+        found = estimate(tiling, knobs, density)
+        warps = int(knobs["warps"]) * (tiling.splits if knobs.get("split_over") == "warps" else 1)
+        tiles.check_block(workload, target, knobs, warps, template.shared_bytes(tiling, knobs, found.entries))
     except InputError:
         return math.inf
     return found.time_us

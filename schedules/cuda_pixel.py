@@ -20,8 +20,6 @@ Of 16-bit elements a lane loads a word with a pair of pixels (compute/pair_tilin
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, tirx
@@ -30,7 +28,6 @@ from tvm.target import Target
 from tvm_sparse.compute.direct_conv import DirectConv
 from tvm_sparse.compute.pair_tiling import PairTiling
 from tvm_sparse.compute.warp_tiling import WARP, WarpTiling
-from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import cuda_cost
 from tvm_sparse.schedules import cuda_stages as stages
 from tvm_sparse.schedules import cuda_tiles as tiles
@@ -60,13 +57,7 @@ class CudaPixel(Template):
         return cuda_cost.smaller(workload, knobs)
 
     def estimate_us(self, workload: ConvWorkload, density: float, knobs: Knobs, target: Target) -> float:
-        try:
-            tiling = self.tiling(workload, knobs)
-        except InputError:
-            return math.inf
-        return cuda_cost.estimate_fitting(
-            tiling, knobs, density, target, lambda entries: self.shared_bytes(tiling, knobs, entries)
-        )
+        return cuda_cost.estimate_fitting(self, workload, density, knobs, target)
 
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> WarpTiling | PairTiling:
         return tiles.tiling_of(workload, knobs)

@@ -58,13 +58,7 @@ class CudaPixelNonzero(Template):
     def estimate_us(self, workload: ConvWorkload, density: float, knobs: Knobs, target: Target) -> float:
         if knobs["split_over"] == "warps" and not _shared_evenly(knobs, int(knobs["splits"])):
             return math.inf
-        try:
-            tiling = self.tiling(workload, knobs)
-        except InputError:
-            return math.inf
-        return cuda_cost.estimate_fitting(
-            tiling, knobs, density, target, lambda entries: self.shared_bytes(tiling, knobs, entries)
-        )
+        return cuda_cost.estimate_fitting(self, workload, density, knobs, target)
 
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> WarpTiling:
         lanes, pixels = tiles.extents(knobs["lanes"]), tiles.extents(knobs["pixels"])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from benchmarks.gpu_layers.goals import GOALS, real_pairs
 from benchmarks.gpu_layers.layers import REFERENCE, layers
 from benchmarks.gpu_layers.report import ESCOIN, Measured, Report, crossing, geometric_mean, ratios
-from benchmarks.markdown import GOAL_HEAD, NOTHING, goal_rows, microseconds, table, times
+from benchmarks.markdown import GOAL_HEAD, NOTHING, cudnn_version, goal_rows, microseconds, table, times
 
 SPARSITY = 0.9
 PEERS = {
@@ -31,8 +31,7 @@ def conditions(report: Report) -> str:
     for number, run in report.runs.items():
         environment, device, libraries = run["environment"], run["device"], run["libraries"]
         gpus = environment["cuda"]["gpus"] or [device["name"]]
-        cudnn = libraries["cudnn"]
-        version = f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}" if cudnn else "missing"
+        version = cudnn_version(libraries["cudnn"])
         cases = report.measured(run=number)
         clocks = [case.record["ours"]["time"]["clock_mhz"] for case in cases]
         clock = f"{device['clock_khz'] // 1000} MHz"

@@ -20,20 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command_line import run_command
 from benchmarks.gpu_networks.cases import PRECISIONS, PRESETS, select_cases
 from benchmarks.records import RESULTS, environment
-from tvm_sparse.errors import TvmSparseError
 
 RECORD = RESULTS / "gpu_networks.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        return int(options.call(options))
-    except TvmSparseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_command(_parser(), arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

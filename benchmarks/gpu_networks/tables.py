@@ -8,7 +8,7 @@ from benchmarks.gpu_networks import profiles
 from benchmarks.gpu_networks.cases import LINEAR_TOO, PUBLISHED, SEEDED
 from benchmarks.gpu_networks.goals import GOALS
 from benchmarks.gpu_networks.report import NAMES, PRECISIONS, Measured, Report
-from benchmarks.markdown import GOAL_HEAD, NOTHING, goal_rows, microseconds, table, times
+from benchmarks.markdown import GOAL_HEAD, NOTHING, cudnn_version, goal_rows, microseconds, table, times
 
 _HEAD = ("network", "batch", "zeros", "weights", "ours in")
 _CUDNN = tuple(f"cuDNN {precision}" for precision in PRECISIONS)
@@ -21,8 +21,7 @@ def conditions(report: Report) -> str:
     for number, run in report.runs.items():
         environment, libraries = run["environment"], run["libraries"]
         gpus = environment["cuda"]["gpus"] or [run["device"]["name"]]
-        cudnn = libraries["cudnn"]
-        version = f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}" if cudnn else "missing"
+        version = cudnn_version(libraries["cudnn"])
         cases = report.measured(run=number)
         rounds = sorted({case.record["rounds"] for case in cases})
         lines.append(
