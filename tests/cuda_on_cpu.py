@@ -9,161 +9,18 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import subprocess
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-PRELUDE = r"""
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <deque>
-#include <limits>
-#include <ucontext.h>
-#include <vector>
-using std::max; using std::min;
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(8) int2 { int x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
-static int2 make_int2(int x, int y) { return {x, y}; }
-static float2 make_float2(float x, float y) { return {x, y}; }
-static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-// 16-bit elements: bits that turn into float32 and back, rounded to nearest even, after every operation.
-typedef unsigned short ushort;
-template <class Bits> struct element {
-  ushort bits = 0;
-  element() = default;
-  element(float value) : bits(Bits::from(value)) {}
-  operator float() const { return Bits::to(bits); }
-};
-struct half_bits {
-  static ushort from(float value) { _Float16 half = value; ushort bits; memcpy(&bits, &half, 2); return bits; }
-  static float to(ushort bits) { _Float16 half; memcpy(&half, &bits, 2); return half; }
-};
-struct bfloat_bits {
-  static ushort from(float value) {
-    unsigned bits; memcpy(&bits, &value, 4);
-    return value != value ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  }
-  static float to(ushort bits) { float value; unsigned wide = bits << 16; memcpy(&value, &wide, 4); return value; }
-};
-typedef element<half_bits> half, __half; typedef element<bfloat_bits> nv_bfloat16, __nv_bfloat16;
-template <class T> struct alignas(4) two { T x, y; };
-template <class T> struct alignas(8) four { T x, y, z, w; };
-typedef two<half> half2; typedef four<half> half4;
-typedef two<nv_bfloat16> nv_bfloat162; typedef four<nv_bfloat16> nv_bfloat164;
-static half2 make_half2(half x, half y) { return {x, y}; }
-static half4 make_half4(half x, half y, half z, half w) { return {x, y, z, w}; }
-static nv_bfloat162 make_nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) { return {x, y}; }
-static nv_bfloat164 make_nv_bfloat164(nv_bfloat16 x, nv_bfloat16 y, nv_bfloat16 z, nv_bfloat16 w) {
-  return {x, y, z, w};
-}
-static half __float2half_rn(float value) { return value; }
-static nv_bfloat16 __float2bfloat16_rn(float value) { return value; }
-static half2 __half2half2(half value) { return {value, value}; }
-static half fused(half a, half b, half c) { return (_Float16)((double)(float)a * (float)b + (float)c); }
-static half2 __hfma2(half2 a, half2 b, half2 c) { return {fused(a.x, b.x, c.x), fused(a.y, b.y, c.y)}; }
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-template <class T> unsigned packed(T x, T y) { return x.bits | (unsigned)y.bits << 16; }
-static unsigned __pack_half2(half x, half y) { return packed(x, y); }
-static unsigned __pack_nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) { return packed(x, y); }
-struct dim { int x = 0, y = 0, z = 0; };
-static dim threadIdx, blockIdx;
-static float* shared_memory;  // on the next 16 bytes, as on a GPU
-static size_t shared_words;
-static std::vector<ucontext_t> fibers;
-static std::vector<std::vector<char>> stacks;
-static ucontext_t scheduler;
-static int running;
-static void __syncthreads() { swapcontext(&fibers[running], &scheduler); }
-// Shuffles of a warp that all threads of the block make together.
-static std::vector<float> exchanged;
-static unsigned __activemask() { return ~0u; }
-static float exchange(float value, int from) {
-  exchanged.resize(fibers.size());
-  exchanged[running] = value; __syncthreads();
-  float other = exchanged[from < (int)fibers.size() ? from : running]; __syncthreads();
-  return other;
-}
-static float __shfl_down_sync(unsigned, float value, int by, int width) {
-  return exchange(value, running % width + by < width ? running + by : running);
-}
-static float __shfl_sync(unsigned, float value, int lane, int width) {
-  return exchange(value, running / width * width + lane % width);
-}
-// Asynchronous copies, made as late as the kernel's waits allow.
-struct copy { void* to; const void* from; int bytes, read; };
-static std::vector<std::deque<std::vector<copy>>> committed;
-static std::vector<std::vector<copy>> pending;
-static void copy_async(void* to, const void* from, int bytes, int read) {
-  if ((size_t)to % bytes || (size_t)from % bytes) { fprintf(stderr, "a copy that is not aligned\n"); exit(5); }
-  pending[running].push_back({to, from, bytes, read});
-}
-static void commit_copies() { committed[running].push_back(pending[running]); pending[running].clear(); }
-static void wait_for_copies(size_t left) {
-  for (auto& groups = committed[running]; groups.size() > left; groups.pop_front())
-    for (copy& each : groups.front()) {
-      memset(each.to, 0, each.bytes);
-      memcpy(each.to, each.from, each.read);
-    }
-}
-static float* tvm_builtin_cuda_cvta_generic_to_shared(float* p) { return p; }
-static void tvm_builtin_ptx_cp_async_ca_src_size_async_ca_shared_global_4(float* to, const float* from, unsigned size) {
-  copy_async(to, from, 4, size);
-}
-template <class Kernel> struct Launch {
-  static Kernel* kernel;
-  static std::vector<char>* finished;
-  static void body() { (*kernel)(); (*finished)[running] = 1; }
-};
-template <class Kernel> Kernel* Launch<Kernel>::kernel;
-template <class Kernel> std::vector<char>* Launch<Kernel>::finished;
-template <class Kernel> void launch(dim grid, dim block, Kernel kernel) {
-  int threads = block.x * block.y * block.z;
-  committed.assign(threads, {}); pending.assign(threads, {});
-  fibers.resize(threads); stacks.assign(threads, std::vector<char>(1 << 16));
-  for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
-    std::vector<char> finished(threads, 0);
-    Launch<Kernel>::kernel = &kernel; Launch<Kernel>::finished = &finished;
-    std::fill(shared_memory, shared_memory + shared_words, std::numeric_limits<float>::quiet_NaN());
-    for (int t = 0; t < threads; ++t) {
-      getcontext(&fibers[t]);
-      fibers[t].uc_stack.ss_sp = stacks[t].data(); fibers[t].uc_stack.ss_size = stacks[t].size();
-      fibers[t].uc_link = &scheduler;
-      makecontext(&fibers[t], (void (*)())Launch<Kernel>::body, 0);
-    }
-    for (int left = threads; left;) {
-      int before = left;
-      for (int t = 0; t < threads; ++t) {
-        threadIdx.x = t % block.x; threadIdx.y = t / block.x % block.y; threadIdx.z = t / block.x / block.y;
-        running = t;
-        swapcontext(&scheduler, &fibers[t]);
-        left -= finished[t];
-      }
-      // All threads meet at a barrier, or all of them end: a part that does is a hang on a GPU.
-      if (left != before && left) { fprintf(stderr, "a barrier that not all threads reach\n"); exit(3); }
-    }
-  }
-}
-template <class T> std::vector<T> load(const char* path, size_t count) {
-  std::vector<T> data(count);
-  FILE* file = fopen(path, "rb");
-  if (!file || fread(data.data(), sizeof(T), count, file) != count) exit(4);
-  fclose(file);
-  return data;
-}
-template <class T> void store(const char* path, const std::vector<T>& data) {
-  FILE* file = fopen(path, "wb");
-  if (!file || fwrite(data.data(), sizeof(T), data.size(), file) != data.size() || fclose(file)) exit(4);
-}
-"""
-
+#: What the generated code finds of CUDA: a header for each program, and what is compiled once for all of them.
+DEVICE = Path(__file__).parent / "emulated_cuda"
+FLAGS = ("-O1", "-g0", "-w", "-std=c++17", "-fsanitize=address", "-fno-sanitize-recover=all")
 #: What CUDA calls the elements of an array.
 ELEMENTS = {"float32": "float", "int32": "int", "uint16": "ushort", "float16": "half", "bfloat16": "nv_bfloat16"}
 ON_LINES = re.MULTILINE | re.DOTALL
@@ -189,8 +46,9 @@ def outputs_of(
     (folder / "kernel.cc").write_text(_program(cuda_source(func, target), func, arrays, shared_bytes))
     for name, array in arrays.items():
         np.ascontiguousarray(array).tofile(folder / f"{name}.bin")
-    flags = ["-O1", "-g0", "-w", "-std=c++17", "-fsanitize=address", "-fno-sanitize-recover=all"]
-    subprocess.run(["g++", *flags, "-o", "kernel", "kernel.cc"], cwd=folder, check=True)
+    device = Path(_device().name)
+    sources = ["kernel.cc", str(device / "device.o")]
+    subprocess.run(["g++", *FLAGS, f"-I{device}", "-o", "kernel", *sources], cwd=folder, check=True)
     environment = {"ASAN_OPTIONS": "detect_leaks=0"}
     done = subprocess.run(["./kernel"], cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[:3000]
@@ -198,6 +56,16 @@ def outputs_of(
     return {
         name: np.fromfile(folder / f"{name}.bin", array.dtype).reshape(array.shape) for name, array in outputs.items()
     }
+
+
+@cache
+def _device() -> tempfile.TemporaryDirectory[str]:
+    """A folder with what every program shares, compiled: most of a program's compile time, were it in each."""
+    folder = tempfile.TemporaryDirectory(prefix="emulated-cuda-")
+    shutil.copy(DEVICE / "device.h", folder.name)
+    for part in (["-x", "c++-header", "device.h"], ["-c", str(DEVICE / "device.cc")]):
+        subprocess.run(["g++", *FLAGS, *part], cwd=folder.name, check=True)
+    return folder
 
 
 def cuda_source(func: Any, target: Any) -> str:
@@ -229,16 +97,15 @@ def cuda_source(func: Any, target: Any) -> str:
 
 def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes: int) -> str:
     """C++ that loads the arrays, runs the kernels of `source` one after the other, and stores the output."""
-    words = -(-shared_bytes // 16) * 4
     functions = re.findall(r"^__forceinline__ __device__ (\w+ pair_\w*\(.*?^\})", source, ON_LINES)
     kernels = [*_asynchronous(source), *(f"static {function}" for function in functions)]
-    steps = [f"shared_words = {words}; shared_memory = (float*)aligned_alloc(16, {max(words, 4) * 4});"]
+    steps = [f"allocate_shared({shared_bytes});"]
     for name, array in arrays.items():
         kind = ELEMENTS[str(array.dtype)]
-        steps.append(f'auto {name} = load<{kind}>("{name}.bin", {array.size});')
+        steps.append(f'static auto {name} = ({kind}*)load("{name}.bin", {array.nbytes});')
     for buffer in func.body.block.alloc_buffers:  # between kernels
         if buffer.scope() == "global":
-            steps.append(f"std::vector<float> {buffer.name}({math.prod(int(e) for e in buffer.shape)}, NAN);")
+            steps.append(f"static auto {buffer.name} = poisoned({math.prod(int(e) for e in buffer.shape)});")
     definition = r'^extern "C" __global__ void (?:__launch_bounds__\([\d, ]+\) )?((\w+)\(([^\n]*)\) \{\n.*?^\})'
     found = re.findall(definition, source, flags=ON_LINES)
     for (code, name, parameters), (blocks, threads) in zip(found, launches(func), strict=True):
@@ -246,11 +113,13 @@ def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes
         code = re.sub(r"tvm_builtin_ptx_cp_async_commit_group\w*\(\)", "commit_copies()", code)
         code = re.sub(r"tvm_builtin_ptx_cp_async_wait_group\w*_(\d+)\(\)", r"wait_for_copies(\1)", code)
         kernels.append("static void " + re.sub(dynamic, r"\1* \2 = (\1*)shared_memory;", code))
-        given = ", ".join(f"{parameter}.data()" for parameter in re.findall(r"(\w+)_ptr\b", parameters))
+        given = ", ".join(re.findall(r"(\w+)_ptr\b", parameters))
         block = ", ".join(map(str, threads))
-        steps.append(f"launch(dim{{{blocks}, 1, 1}}, dim{{{block}}}, [&] {{ {name}({given}); }});")
-    steps += [f'store("{name}.bin", {name});' for name in arrays if name.startswith("out")]
-    return "\n".join([PRELUDE, "typedef unsigned char uchar;", *kernels, "int main() {", *steps, "}", ""])
+        steps.append(f"launch(dim{{{blocks}, 1, 1}}, dim{{{block}}}, [] {{ {name}({given}); }});")
+    steps += [
+        f'store("{name}.bin", {name}, {array.nbytes});' for name, array in arrays.items() if name.startswith("out")
+    ]
+    return "\n".join(['#include "device.h"', *kernels, "int main() {", *steps, "}", ""])
 
 
 def _asynchronous(source: str) -> list[str]:

@@ -29,17 +29,21 @@ def kernel(name: str, case: Case, target: Target, **changes: int | str) -> Kerne
 
 def run_kernel(built: Kernel, case: Case, target: Target) -> np.ndarray:
     """The output of a kernel on the inputs of a case."""
-    inputs = case.inputs()
     if target.kind.name == "llvm":
+        inputs = case.inputs()
         executable = tvm.compile(tvm.IRModule({"main": built.func}), target=target)
         y = tvm.runtime.tensor(case.poisoned_output())
         executable(*map(tvm.runtime.tensor, (inputs.pop("x"), *built.constants.arrays, *inputs.values())), y)
         return y.numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        return run(built.func, target, arguments(built, case), shared_bytes(built), Path(folder))
+
+
+def arguments(built: Kernel, case: Case) -> dict[str, np.ndarray]:
+    """What a kernel takes on the inputs of a case, by name: inputs, the filter's arrays and a poisoned output."""
     names = [param.name for param in built.func.params[1:]]
     constants = dict(zip(names, built.constants.arrays, strict=False))
-    arrays = {**inputs, **constants, "out": case.poisoned_output()}
-    with tempfile.TemporaryDirectory() as folder:
-        return run(built.func, target, arrays, shared_bytes(built), Path(folder))
+    return {**case.inputs(), **constants, "out": case.poisoned_output()}
 
 
 def shared_bytes(built: Kernel) -> int:
