@@ -26,6 +26,9 @@ void note_call(long stream) { captured++; NOTE("call:%lx ", stream); }
 const char *cudaGetErrorString(int code) { return code == 900 ? "not permitted when stream is capturing" : "?"; }
 int cudaSetDevice(int i) { current = i; NOTE("device:%d ", i); return 0; }
 int cudaStreamCreate(handle *s) { *s = (handle)0x7f1122334455; return 0; }
+int cudaStreamCreateWithFlags(handle *s, unsigned flags) {
+    *s = (handle)0x7f1122334455; NOTE("stream:%u ", flags); return 0; }
+int cudaStreamDestroy(handle s) { NOTE("destroy:%lx ", (long)s); return 0; }
 int cudaEventCreate(handle *e) { static long next = 0x7e0000000001; *e = (handle)next++; return 0; }
 int cudaStreamSynchronize(handle s) { NOTE("sync:%lx ", (long)s); return 0; }
 int cudaStreamBeginCapture(handle s, int mode) { captured = 0; NOTE("begin:%lx,%d ", (long)s, mode); return 0; }

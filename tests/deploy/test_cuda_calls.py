@@ -110,3 +110,18 @@ def test_it_says_whether_its_stream_is_captured(library: Any) -> None:
     assert not calls.capturing()
     library.set_capturing(1)
     assert calls.capturing()
+
+
+def test_a_thread_may_have_a_stream_of_its_own(library: Any) -> None:
+    calls = CudaCalls(tvm_ffi, 0, captured=True)
+    with calls.own_stream():
+        calls(library.note_call, [calls.stream()], [])
+        assert calls.stream() == 0x7F1122334455
+    assert calls.stream() == 0
+    assert journal(library)[1:] == [
+        "stream:1",
+        "call:7f1122334455",
+        "record:7f1122334455",
+        "sync:7f1122334455",
+        "destroy:7f1122334455",
+    ]

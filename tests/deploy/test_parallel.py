@@ -133,7 +133,7 @@ def test_requests_are_taken_as_they_are_needed(networks: DataParallel) -> None:
     results = networks.map(requests())
     for count in range(1, 6):
         next(results)
-        assert len(taken) <= count + parallel.REQUESTS_PER_DEVICE * 2
+        assert len(taken) <= count + parallel.REQUESTS_PER_THREAD * 2
     results.close()  # type: ignore[attr-defined]
     assert networks(images(1), SHIFT).shape == (1, 8, 8, 8)
 
@@ -280,6 +280,23 @@ def test_closing_ends_the_threads_and_lets_go_of_the_networks(batched: Path) -> 
     gc.collect()
     assert threading.active_count() == before and [network() for network in gone] == [None, None]
     with pytest.raises(InputError, match="these networks were closed"):
+        networks(images(1), SHIFT)
+
+
+@pytest.mark.parametrize("call", [lambda networks: networks.on_each(id), lambda networks: list(networks.map([1]))])
+def test_what_is_closed_says_so(batched: Path, call: Network) -> None:
+    with tvm_sparse.serve(batched) as networks:
+        pass
+    with pytest.raises(InputError, match="these networks were closed"):
+        call(networks)
+
+
+def test_a_thread_that_gets_no_stream_says_why(batched: Path, monkeypatch: Any) -> None:
+    def own_stream(self: Any) -> Any:
+        raise RuntimeError("cudaStreamCreateWithFlags: out of memory")
+
+    monkeypatch.setattr(tvm_sparse.deploy.Network, "own_stream", own_stream)
+    with tvm_sparse.serve(batched) as networks, pytest.raises(RuntimeError, match="out of memory"):
         networks(images(1), SHIFT)
 
 

@@ -48,7 +48,7 @@ class Batching:
     def cut(self, results: Sequence[Any], values: Sequence[Any]) -> tuple[Any, ...]:
         """The outputs for the images that were given, in the memory of `results`."""
         n = self.batch_of(values)
-        return tuple(result if int(result.shape[0]) == n else self._view(result, n, 0) for result in results)
+        return tuple(result if int(result.shape[0]) == n else images(self._tvm_ffi, result, n) for result in results)
 
     def batch_of(self, values: Sequence[Any]) -> int:
         """The leading size that the inputs with a batch share.
@@ -81,17 +81,22 @@ class Batching:
     def _padded(self, tensor: Any, spec: TensorSpec) -> Any:
         n, bucket = int(tensor.shape[0]), spec.shape[0]
         whole = tensors.allocate(self._tvm_ffi, spec, *self._place)
-        tensors.copy_tensor(self._tvm_ffi, tensor, self._view(whole, n, 0))
-        image_bytes = prod(spec.shape[1:]) * self._tvm_ffi.dtype(spec.dtype).itemsize
-        zeros = np.zeros((bucket - n) * image_bytes, np.uint8)
-        tensors.copy_bytes(self._tvm_ffi, zeros, self._view(whole, bucket - n, n * image_bytes))
+        tensors.copy_tensor(self._tvm_ffi, tensor, images(self._tvm_ffi, whole, n))
+        size = image_bytes(self._tvm_ffi, spec)
+        rest = images(self._tvm_ffi, whole, bucket - n, n * size)
+        tensors.copy_bytes(self._tvm_ffi, np.zeros((bucket - n) * size, np.uint8), rest)
         return whole
 
-    def _view(self, tensor: Any, n: int, offset_bytes: int) -> Any:
-        """So many images of a tensor, in its memory."""
-        shape = self._tvm_ffi.Shape((n, *tensor.shape[1:]))
-        view = self._tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
-        return view(tensor, shape, tensor.dtype, offset_bytes)
+
+def images(tvm_ffi: Any, tensor: Any, n: int, offset_bytes: int = 0) -> Any:
+    """So many images of a tensor, in its memory."""
+    view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
+    return view(tensor, tvm_ffi.Shape((n, *tensor.shape[1:])), tensor.dtype, offset_bytes)
+
+
+def image_bytes(tvm_ffi: Any, spec: TensorSpec) -> int:
+    """The size of one image."""
+    return prod(spec.shape[1:]) * int(tvm_ffi.dtype(spec.dtype).itemsize)
 
 
 def bucket_for(metadata: Metadata, batch: int | None) -> int | None:

@@ -18,6 +18,7 @@ from tvm_sparse.deploy import tensors
 from tvm_sparse.deploy.metadata import TensorSpec
 
 _ATTEMPTS = 3
+_NON_BLOCKING = 1  # cudaStreamNonBlocking
 _NOTHING_TO_DO = contextlib.nullcontext()
 _enqueue = threading.Lock()
 _pool_orders: dict[int, StreamOrder] = {}  # by device: libraries without a graph work on memory of one pool
@@ -81,6 +82,19 @@ class CudaCalls:
         """TVM's current stream."""
         current = self._tvm_ffi.get_raw_stream(self._device)
         return int(getattr(current, "value", current) or 0)
+
+    @contextlib.contextmanager
+    def own_stream(self) -> Iterator[None]:
+        """Another current stream for this thread, one that does not wait for the default stream nor lets it wait."""
+        with self._on_device():
+            stream = self._cuda.made("cudaStreamCreateWithFlags", ctypes.c_uint(_NON_BLOCKING))
+        try:
+            with self._tvm_ffi.use_raw_stream(self._device, stream.value):
+                yield
+        finally:
+            with contextlib.suppress(RuntimeError), self._on_device():  # what fails here has failed before
+                self._cuda("cudaStreamSynchronize", stream)
+                self._cuda("cudaStreamDestroy", stream)
 
     def capturing(self) -> bool:
         """Whether TVM's current stream is captured."""

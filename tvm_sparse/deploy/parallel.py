@@ -1,4 +1,4 @@
-"""One library on several devices: a network and a host thread for each, and work dealt out to whichever is free."""
+"""One library on several devices: a network for each, host threads of its own, work dealt out to whichever is free."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,8 +26,11 @@ from tvm_sparse.deploy.trailer import read_metadata
 from tvm_sparse.errors import InputError
 
 Result = TypeVar("Result")
-#: Requests handed out for each device: one that runs and one that waits, so that a device never does.
-REQUESTS_PER_DEVICE = 2
+#: While one computes, the other copies its inputs to the GPU or its outputs back.
+THREADS_PER_GPU = 2
+#: Requests handed out for each thread: one that runs and one that waits, so that a thread never does.
+REQUESTS_PER_THREAD = 2
+_CLOSED = "these networks were closed"
 #: Networks are loaded one after the other: while a CUDA graph is captured, other threads must not allocate.
 _starting = threading.Lock()
 _Tasks = queue.SimpleQueue["tuple[Future[Any], Callable[[Network], Any]] | None"]
@@ -67,23 +71,23 @@ class DataParallel:
         self.metadata = read_metadata(path)
         self.devices = _chosen(devices, self.metadata)
         shares = _shares(threads, len(self.devices)) if self.metadata.target != "cuda" else [None] * len(self.devices)
+        # A thread of its own, for TVM ties a pool of workers to the thread that loads a CPU library.
+        with _starting, ThreadPoolExecutor(1) as loader:
+            loaded = [
+                loader.submit(load, path, device=on, threads=n) for on, n in zip(self.devices, shares, strict=True)
+            ]
+        self._networks = [future.result() for future in loaded]
         self._tasks: _Tasks = queue.SimpleQueue()
-        self._each = threading.Lock()
-        self._threads = []
-        started: list[Future[None]] = []
-        for device, share in zip(self.devices, shares, strict=True):
-            started.append(Future())
-            arguments = (self._tasks, path, device, share, started[-1])
-            thread = threading.Thread(target=_work, args=arguments, name=f"tvm-sparse {device}", daemon=True)
+        self._threads = [
+            threading.Thread(
+                target=_work, args=(self._tasks, network), name=f"tvm-sparse {network.device}", daemon=True
+            )
+            for network in self._networks
+            for _ in range(1 if network.device == "cpu" else THREADS_PER_GPU)
+        ]
+        for thread in self._threads:
             thread.start()
-            self._threads.append(thread)
         self._end = weakref.finalize(self, _end, self._tasks, len(self._threads))
-        try:
-            for future in started:
-                future.result()
-        except BaseException:
-            self.close()
-            raise
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -144,7 +148,7 @@ class DataParallel:
         try:
             for request in requests:
                 pending.append(self._submit(_caller(request)))
-                if len(pending) >= REQUESTS_PER_DEVICE * len(self.devices):
+                if len(pending) >= REQUESTS_PER_THREAD * len(self._threads):
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -153,21 +157,18 @@ class DataParallel:
                 future.cancel()
 
     def on_each(self, function: Callable[[Network], Result]) -> list[Result]:
-        """Call a function with every network, in the networks' threads at the same time; results in no fixed order."""
-        together = threading.Barrier(len(self.devices))  # so that no thread takes two
-
-        def call(network: Network) -> Result:
-            together.wait()
-            return function(network)
-
-        with self._each:
-            return [future.result() for future in [self._submit(call) for _ in self.devices]]
+        """Call a function with every network at the same time, each in a thread; the results in the devices' order."""
+        if not self._end.alive:
+            raise InputError(_CLOSED)
+        with ThreadPoolExecutor(len(self._networks)) as threads:
+            return list(threads.map(function, self._networks))
 
     def close(self) -> None:
         """Wait for the work that was handed in, then let go of the networks."""
         self._end()
         for thread in self._threads:
             thread.join()
+        self._networks = []
 
     def __enter__(self) -> DataParallel:
         return self
@@ -177,29 +178,30 @@ class DataParallel:
 
     def _submit(self, function: Callable[[Network], Result]) -> Future[Result]:
         if not self._end.alive:
-            raise InputError("these networks were closed")
+            raise InputError(_CLOSED)
         future: Future[Result] = Future()
         self._tasks.put((future, function))
         return future
 
 
-def _work(tasks: _Tasks, path: str | Path, device: str, threads: int | None, started: Future[None]) -> None:
-    """The thread of a network: load it, then take one task after the other."""
-    try:
-        with _starting:
-            network = load(path, device=device, threads=threads)
-    except BaseException as error:
-        started.set_exception(error)
-        return
-    started.set_result(None)
-    while (task := tasks.get()) is not None:
-        future, function = task
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(function(network))
-            except BaseException as error:
-                future.set_exception(error)
-        del task, future, function  # their arrays would live until the next task
+def _work(tasks: _Tasks, network: Network) -> None:
+    """A thread of a network: one task after the other."""
+    with ExitStack() as stack:
+        failure = None
+        try:
+            stack.enter_context(network.own_stream())
+        except RuntimeError as error:
+            failure = error  # every caller gets it
+        while (task := tasks.get()) is not None:
+            future, function = task
+            if future.set_running_or_notify_cancel():
+                try:
+                    if failure:
+                        raise failure
+                    future.set_result(function(network))
+                except BaseException as error:
+                    future.set_exception(error)
+            del task, future, function  # their arrays would live until the next task
 
 
 def _end(tasks: _Tasks, threads: int) -> None:

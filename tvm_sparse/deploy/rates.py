@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_sparse.deploy.environment import collect_env
-from tvm_sparse.deploy.parallel import REQUESTS_PER_DEVICE, DataParallel
+from tvm_sparse.deploy.parallel import DataParallel
 from tvm_sparse.deploy.runtime import Network
 from tvm_sparse.errors import InputError
 
@@ -95,7 +95,7 @@ def throughput(
 def _host_rate(networks: DataParallel, batch: int | None, seconds: float, seed: int) -> float:
     """Calls a second of `map` over requests in host memory."""
     results = networks.map(itertools.repeat(networks.random_inputs(seed, batch)))
-    for _ in range(2 * REQUESTS_PER_DEVICE * len(networks.devices)):  # the first ones are not counted
+    for _ in range(8 * len(networks.devices)):  # the first ones are not counted
         next(results)
     return _median_rate(lambda: next(results), seconds, 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from tvm_sparse.deploy import tensors
 from tvm_sparse.deploy.batching import Batching, bucket_for, outputs_for, specs_for
 from tvm_sparse.deploy.cuda_calls import CudaCalls
+from tvm_sparse.deploy.host_calls import HostCalls
 from tvm_sparse.deploy.metadata import Metadata, TensorSpec
 from tvm_sparse.deploy.native import load_module, load_runtime
 from tvm_sparse.deploy.requirements import check_machine, place_for
@@ -92,6 +94,7 @@ class Network:
         self._pool = pool
         self._gpu = CudaCalls(tvm_ffi, device[1], metadata.cuda_graph) if device[0] == "cuda" else None
         self._torch: TorchCalls | None = None  # made by the first call that needs it
+        self._host = HostCalls(tvm_ffi, metadata, device, self._batching) if self._gpu else None
         self._lock = threading.Lock()
         if self._gpu:
             weakref.finalize(self, self._gpu.finish).atexit = False  # its memory goes back to a pool
@@ -161,7 +164,9 @@ class Network:
         values = tensors.in_order(self.inputs, inputs, named)
         fit = self._torch is not None and self._torch.fit(values)
         framework = "torch" if fit else tensors.framework(values)
-        if fit or (framework == "torch" and self._gpu and _first_on_gpu(values)):
+        if self._host and framework == "numpy":
+            converted: Sequence[Any] = self._host(values, self.invoke, self.synchronize)
+        elif fit or (framework == "torch" and self._gpu and _first_on_gpu(values)):
             converted = self._call_in_torch(values, fit)
         else:
             converted = [self._convert(result, values, framework) for result in self._run(values)]
@@ -175,8 +180,11 @@ class Network:
         InputError
             As for a call.
         """
-        results = self._run(tensors.in_order(self.inputs, (), inputs))
-        arrays = (self._to_numpy(result) for result in results)
+        values = tensors.in_order(self.inputs, (), inputs)
+        if self._host and tensors.framework(values) == "numpy":
+            arrays = self._host(values, self.invoke, self.synchronize)
+        else:
+            arrays = tuple(map(self._to_numpy, self._run(values)))
         return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}
 
     def to_device(self, values: Sequence[Any]) -> list[Any]:
@@ -255,6 +263,10 @@ class Network:
     def capturing(self) -> bool:
         """Whether a GPU's work is being captured at this moment."""
         return self._gpu is not None and self._gpu.capturing()
+
+    def own_stream(self) -> contextlib.AbstractContextManager[None]:
+        """A CUDA stream for the calls of this thread, which wait for those of others only where they must."""
+        return self._gpu.own_stream() if self._gpu else contextlib.nullcontext()
 
     def synchronize(self) -> None:
         """Wait until the GPU has done what was asked of it; nothing to wait for on a CPU."""

@@ -85,7 +85,7 @@ def to_tensor(tvm_ffi: Any, spec: TensorSpec, value: Any, kind: str, index: int)
             usable, tensor = False, tvm_ffi.from_dlpack(value)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         raise InputError(f"input {spec.name!r}: cannot be read through DLPack: {error}") from error
-    _check(spec, tuple(tensor.shape), str(tensor.dtype))
+    check(spec, tuple(tensor.shape), str(tensor.dtype))
     device = tensor.device
     if device.dlpack_device_type() == DEVICE_TYPES["cpu"] and (kind == "cuda" or not usable):
         return _from_numpy(tvm_ffi, spec, np.from_dlpack(tensor), kind, index)
@@ -139,7 +139,7 @@ def to_numpy(tvm_ffi: Any, tensor: Any) -> NDArray[Any]:
 
 
 def _from_numpy(tvm_ffi: Any, spec: TensorSpec, array: NDArray[Any], kind: str, index: int) -> Any:
-    _check(spec, array.shape, str(array.dtype))
+    check(spec, array.shape, str(array.dtype))
     array = np.ascontiguousarray(array).reshape(spec.shape)
     if kind != "cpu":
         tensor = allocate(tvm_ffi, spec, kind, index)
@@ -166,7 +166,14 @@ def _shared(tvm_ffi: Any, value: Any) -> Any:
         return None
 
 
-def _check(spec: TensorSpec, shape: tuple[int, ...], dtype: str) -> None:
+def check(spec: TensorSpec, shape: tuple[int, ...], dtype: str) -> None:
+    """Refuse what is not of the spec.
+
+    Raises
+    ------
+    InputError
+        Shape or dtype differ.
+    """
     if dtype != spec.dtype:
         raise InputError(f"input {spec.name!r} has dtype {dtype}, expected {spec.dtype}")
     if shape != spec.shape:
