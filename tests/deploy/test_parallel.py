@@ -296,8 +296,32 @@ def test_a_thread_that_gets_no_stream_says_why(batched: Path, monkeypatch: Any) 
         raise RuntimeError("cudaStreamCreateWithFlags: out of memory")
 
     monkeypatch.setattr(tvm_sparse.deploy.Network, "own_stream", own_stream)
-    with tvm_sparse.serve(batched) as networks, pytest.raises(RuntimeError, match="out of memory"):
-        networks(images(1), SHIFT)
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        tvm_sparse.serve(batched)
+    assert threading.active_count() == before
+
+
+def test_each_network_is_called_once_though_it_has_several_threads(batched: Path, monkeypatch: Any) -> None:
+    class Gpu(tvm_sparse.deploy.Network):
+        """A CPU's network that says it is a GPU's, and so gets more threads."""
+
+        device = property(lambda self: f"cuda:{self.number}", lambda self, name: None)
+
+    loaded: list[Gpu] = []
+
+    def load(path: Path, *, device: str, threads: int | None) -> Gpu:
+        network = tvm_sparse.load(path)
+        network.__class__ = Gpu
+        network.number = len(loaded)
+        loaded.append(network)
+        return network
+
+    monkeypatch.setattr(parallel, "load", load)
+    with tvm_sparse.serve(batched, devices=["cpu", "cpu"]) as networks:
+        assert len(networks._threads) == 2 * parallel.THREADS_PER_GPU
+        assert [networks.on_each(lambda network: network.device) for _ in range(20)] == [["cuda:0", "cuda:1"]] * 20
+        assert len(list(networks.map([(images(2), SHIFT)] * 9))) == 9
 
 
 def test_forgetting_to_close_leaves_no_thread(batched: Path) -> None:

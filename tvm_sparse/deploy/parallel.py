@@ -7,8 +7,9 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,6 @@ Result = TypeVar("Result")
 THREADS_PER_GPU = 2
 #: Requests handed out for each thread: one that runs and one that waits, so that a thread never does.
 REQUESTS_PER_THREAD = 2
-_CLOSED = "these networks were closed"
 #: Networks are loaded one after the other: while a CUDA graph is captured, other threads must not allocate.
 _starting = threading.Lock()
 _Tasks = queue.SimpleQueue["tuple[Future[Any], Callable[[Network], Any]] | None"]
@@ -71,23 +71,20 @@ class DataParallel:
         self.metadata = read_metadata(path)
         self.devices = _chosen(devices, self.metadata)
         shares = _shares(threads, len(self.devices)) if self.metadata.target != "cuda" else [None] * len(self.devices)
-        # A thread of its own, for TVM ties a pool of workers to the thread that loads a CPU library.
-        with _starting, ThreadPoolExecutor(1) as loader:
-            loaded = [
-                loader.submit(load, path, device=on, threads=n) for on, n in zip(self.devices, shares, strict=True)
-            ]
-        self._networks = [future.result() for future in loaded]
         self._tasks: _Tasks = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(
-                target=_work, args=(self._tasks, network), name=f"tvm-sparse {network.device}", daemon=True
-            )
-            for network in self._networks
-            for _ in range(1 if network.device == "cpu" else THREADS_PER_GPU)
-        ]
-        for thread in self._threads:
-            thread.start()
-        self._end = weakref.finalize(self, _end, self._tasks, len(self._threads))
+        self._each = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._networks: list[Network] = []
+        self._end = weakref.finalize(self, _end, self._tasks, self._threads)
+        try:
+            for device, share in zip(self.devices, shares, strict=True):
+                network = self._start(partial(load, path, device=device, threads=share), device)
+                self._networks.append(network)
+                for _ in range(1, THREADS_PER_GPU if network.device != "cpu" else 1):
+                    self._start(partial(_same, network), device)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -157,11 +154,23 @@ class DataParallel:
                 future.cancel()
 
     def on_each(self, function: Callable[[Network], Result]) -> list[Result]:
-        """Call a function with every network at the same time, each in a thread; the results in the devices' order."""
-        if not self._end.alive:
-            raise InputError(_CLOSED)
-        with ThreadPoolExecutor(len(self._networks)) as threads:
-            return list(threads.map(function, self._networks))
+        """Call a function with every network, in a thread of the network, at the same time; in the devices' order."""
+        together = threading.Barrier(len(self._threads))  # so that no thread takes two
+        waiting = list(self._networks)
+        choosing = threading.Lock()
+
+        def call(network: Network) -> tuple[Network, Result] | None:
+            together.wait()
+            with choosing:
+                if network not in waiting:
+                    return None  # another thread of this network has it
+                waiting.remove(network)
+            return network, function(network)
+
+        with self._each:
+            done = [future.result() for future in [self._submit(call) for _ in self._threads]]
+        results = dict(filter(None, done))
+        return [results[network] for network in self._networks]
 
     def close(self) -> None:
         """Wait for the work that was handed in, then let go of the networks."""
@@ -176,36 +185,52 @@ class DataParallel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _start(self, give: Callable[[], Network], device: str) -> Network:
+        """A thread that works on a network, once it does."""
+        started: Future[Network] = Future()
+        arguments = (self._tasks, give, started)
+        thread = threading.Thread(target=_work, args=arguments, name=f"tvm-sparse {device}", daemon=True)
+        thread.start()
+        network = started.result()
+        self._threads.append(thread)
+        return network
+
     def _submit(self, function: Callable[[Network], Result]) -> Future[Result]:
         if not self._end.alive:
-            raise InputError(_CLOSED)
+            raise InputError("these networks were closed")
         future: Future[Result] = Future()
         self._tasks.put((future, function))
         return future
 
 
-def _work(tasks: _Tasks, network: Network) -> None:
-    """A thread of a network: one task after the other."""
+def _work(tasks: _Tasks, give: Callable[[], Network], started: Future[Network]) -> None:
+    """A thread of a network: get it, then take one task after the other."""
     with ExitStack() as stack:
-        failure = None
         try:
-            stack.enter_context(network.own_stream())
-        except RuntimeError as error:
-            failure = error  # every caller gets it
+            with _starting:
+                network = give()
+                stack.enter_context(network.own_stream())
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(network)
+        del give, started  # they would keep the network
         while (task := tasks.get()) is not None:
             future, function = task
             if future.set_running_or_notify_cancel():
                 try:
-                    if failure:
-                        raise failure
                     future.set_result(function(network))
                 except BaseException as error:
                     future.set_exception(error)
             del task, future, function  # their arrays would live until the next task
 
 
-def _end(tasks: _Tasks, threads: int) -> None:
-    for _ in range(threads):
+def _same(network: Network) -> Network:
+    return network
+
+
+def _end(tasks: _Tasks, threads: Sequence[threading.Thread]) -> None:
+    for _ in threads:
         tasks.put(None)
 
 
