@@ -101,6 +101,7 @@ def main() -> int:
     tune.add_argument("--minutes", type=float, help="stop after so long")
     tune.add_argument("--trials-per-layer", type=int, help="stop after so many trials of each layer")
     tune.add_argument("--search", choices=("guided", "random"), default="guided")
+    tune.add_argument("--seed", type=int, default=0, help="of the search; the filters stay the same")
     tune.add_argument("--log", type=Path, required=True)
     options = parser.parse_args()
     if options.command == "list":
@@ -112,7 +113,8 @@ def main() -> int:
     from tvm_sparse.tuning.trials import Budget
     from tvm_sparse.tuning.tuner import tune as tune_layers
 
-    setting = replace(setting_for(options.target, threads=options.threads), strategy=options.search, batch=ROUND)
+    chosen = {"strategy": options.search, "batch": ROUND, "seed": options.seed}
+    setting = replace(setting_for(options.target, threads=options.threads), **chosen)
     wanted = layers(options.only, options.batch, options.sparsity, setting.target)
     seconds = None if options.minutes is None else 60 * options.minutes
     budget = Budget(per_layer=options.trials_per_layer, seconds=seconds)

@@ -1,10 +1,13 @@
-"""Trials until tuning is within 5 % of the best known, replayed from a log without any device.
+"""Trials until tuning is within 5 % of the best known: of searches on a device, and replayed from a log without one.
 
-    tvm-sparse tune MODEL --search random --trials-per-layer 400 --log REFERENCE     # once, on the device
-    python -m benchmarks.tuning_efficiency REFERENCE --json FILE
+    python -m benchmarks.tune_networks tune --target cuda --search random --only LAYERS --minutes 5 --log REFERENCE
+    python -m benchmarks.tune_networks tune --target cuda --trials-per-layer 128 --only LAYERS --log SEARCHED
+    python -m benchmarks.tuning_efficiency REFERENCE --searched SEARCHED
 
-Every layer of the log with enough records is a table of points with known times; the searches may only ask the table.
-Compared are random order, search guided by a model that starts from nothing, and one that knows all other layers.
+The best known is the fastest of both logs. Random search needs the trials to be expected of the reference's random
+points in any order; the search on the device those that it took. Besides, every layer of the reference is a table of
+points with known times on which searches are replayed, that may ask nothing else: guided by a model that starts from
+nothing, and by one that knows all other layers.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ from tvm_sparse.tvm_support import cuda_target
 WITHIN = 1.05
 BATCH = 8
 FEWEST = 100
-SEARCHES = ("random", "guided", "guided+transfer")
+SEARCHES = ("guided", "guided+transfer")
+#: Trials of a layer that a search on the device may take.
+MOST_TRIALS = 128
 
 
 class TableSpace:
@@ -98,17 +103,14 @@ def replay(
     fastest = best(group)
     assert fastest is not None and fastest.time_us is not None
     known = {point_of(one): one for one in group}
-    model = None if search == "random" else CostModel(estimate, seed=seed)
+    model = CostModel(estimate, seed=seed)
     neighbours = others if search == "guided+transfer" else ()
     subject = Subject(first.workload, first.density, first.rows)
     table = TableSpace(group, estimate)
     found = LayerSearch(subject, table, model, starts=lambda: table.starts, neighbours=lambda: neighbours, seed=seed)
-    if search == "random":  # the plain order of a table, without the defaults first
-        found.skip_starts()
     tried: list[Record] = []
     while True:
-        if model is not None:
-            model.fit([*neighbours, *tried])
+        model.fit([*neighbours, *tried])
         batch = list(itertools.islice(found.proposals(), BATCH))
         assert batch, "the search gave up before it had asked for every point"
         for proposal in batch:
@@ -123,15 +125,67 @@ def geometric_mean(numbers: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, numbers)) / len(numbers))
 
 
-def summarize(replays: Sequence[Replay]) -> list[dict[str, Any]]:
-    """A row per layer, and one of geometric means: trials of each search, averaged over seeds."""
-    rows = []
-    for workload in dict.fromkeys(one.workload for one in replays):
-        own = [one for one in replays if one.workload == workload]
+def random_trials(group: Sequence[Record], goal_us: float) -> float:
+    """Trials to be expected of the random points of a log, in any order, until one is as fast as `goal_us`.
+
+    Where none is, one more than there are, which is too few.
+    """
+    drawn = [one for one in group if one.source == "random"]
+    return (len(drawn) + 1) / (sum(_reaches(one, goal_us) for one in drawn) + 1)
+
+
+def searched_trials(group: Sequence[Record], goal_us: float) -> int | None:
+    """Which trial of a search, in the order of its log, was the first as fast as `goal_us`; None if none was."""
+    return next((number for number, one in enumerate(_distinct(group), 1) if _reaches(one, goal_us)), None)
+
+
+def compare(group: Sequence[Record], searched: Sequence[Record]) -> dict[str, Any]:
+    """A row of a layer: what random search needs for the best known, and what the search on the device took."""
+    fastest = best([*group, *searched])
+    assert fastest is not None and fastest.time_us is not None
+    goal_us, first = WITHIN * fastest.time_us, group[0]
+    row = {
+        "layer": first.layer,
+        "workload": str(first.workload),
+        "points": sum(one.source == "random" for one in group),
+        "best_us": fastest.time_us,
+        "best_source": fastest.source,
+        "random": random_trials(group, goal_us),
+        "random_reaches": any(_reaches(one, goal_us) for one in group if one.source == "random"),
+    }
+    within = best(_distinct(searched)[:MOST_TRIALS])
+    if within is None or within.time_us is None:
+        return row
+    trials = searched_trials(searched, goal_us)
+    return {
+        **row,
+        "searched": trials if trials is not None else len(_distinct(searched)) + 1,
+        "searched_reaches": trials is not None,
+        "searched_trials": len(_distinct(searched)),
+        "over_best": within.time_us / fastest.time_us,
+    }
+
+
+def summarize(rows: Sequence[dict[str, Any]], replays: Sequence[Replay]) -> list[dict[str, Any]]:
+    """The rows with the trials of each replay, averaged over seeds, and one of geometric means."""
+    whole = []
+    for row in rows:
+        own = [one for one in replays if one.workload == row["workload"]]
         trials = {name: geometric_mean([one.trials for one in own if one.search == name]) for name in SEARCHES}
-        rows.append({"layer": own[0].layer, "workload": workload, "points": own[0].points, **trials})
-    means = {name: geometric_mean([row[name] for row in rows]) for name in SEARCHES}
-    return [*rows, {"layer": "geometric mean", "workload": "", "points": None, **means}]
+        whole.append({**row, **trials})
+    columns = [name for name in ("random", "searched", "over_best", "random_replayed", *SEARCHES)
+               if all(name in row for row in whole)]  # fmt: skip
+    means = {name: geometric_mean([row[name] for row in whole]) for name in columns}
+    return [*whole, {"layer": "geometric mean", "workload": "", **means}]
+
+
+def _reaches(one: Record, goal_us: float) -> bool:
+    return one.ok and one.time_us is not None and one.time_us <= goal_us
+
+
+def _distinct(records: Sequence[Record]) -> list[Record]:
+    """The first record of every point: a trial that is measured once more is one trial."""
+    return list({one.point: one for one in reversed(records)}.values())[::-1]
 
 
 def _difference(one: Point, other: Point) -> float:
@@ -148,26 +202,35 @@ def _difference(one: Point, other: Point) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("log", type=Path)
+    parser.add_argument("log", type=Path, nargs="+", help="logs of random searches")
+    parser.add_argument("--searched", type=Path, help="log of a search on the same layers, from an empty log")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, default=RESULTS / "tuning_efficiency.json")
     options = parser.parse_args()
-    records = deduplicated(read_log(options.log).records)
+    records = deduplicated(one for log in options.log for one in read_log(log).records)
+    searched = by_key(read_log(options.searched).records) if options.searched else {}
     estimate: Estimate = no_estimate
     if records and records[0].site.arch.startswith("sm_"):
         estimate = estimator(cuda_target(records[0].site.arch))
-    groups = [group for group in by_key(records).values() if len(group) >= FEWEST and best(group)]
-    replays = []
-    for group in groups:
+    groups = {key: group for key, group in by_key(records).items() if len(group) >= FEWEST and best(group)}
+    if not groups:
+        parser.error(f"no layer of {', '.join(map(str, options.log))} has {FEWEST} trials")
+    replays, rows = [], []
+    for key, group in groups.items():
         others = [one for one in records if one.workload != group[0].workload]
+        fastest = best(group)
+        assert fastest is not None and fastest.time_us is not None
+        replayed = random_trials(group, WITHIN * fastest.time_us)
+        rows.append({**compare(group, searched.get(key, ())), "random_replayed": replayed})
         for search in SEARCHES:
             replays += [replay(group, others, search, seed, estimate) for seed in range(options.seeds)]
-            print(search, replays[-1], flush=True)
-    rows = summarize(replays)
+            print(replays[-1], flush=True)
+    rows = summarize(rows, replays)
     for row in rows:
-        print(row["layer"], row["workload"], *(f"{name} {row[name]:.1f}" for name in SEARCHES), sep="  ")
-    site = groups[0][0].site
-    record(options.json, rows, device=site.device, arch=site.arch, within=WITHIN, batch=BATCH, seeds=options.seeds)
+        print(*(f"{name} {value:.3g}" if isinstance(value, float) else f"{value}" for name, value in row.items()))
+    site = next(iter(groups.values()))[0].site
+    conditions = {"within": WITHIN, "batch": BATCH, "seeds": options.seeds, "most_trials": MOST_TRIALS}
+    record(options.json, rows, device=site.device, arch=site.arch, **conditions)
 
 
 if __name__ == "__main__":

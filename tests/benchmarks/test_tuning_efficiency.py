@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from random import Random
 
 import pytest
 
 from benchmarks.tune_networks import FILE, layers
-from benchmarks.tuning_efficiency import SEARCHES, WITHIN, TableSpace, point_of, replay, summarize
+from benchmarks.tuning_efficiency import (
+    SEARCHES,
+    WITHIN,
+    TableSpace,
+    compare,
+    point_of,
+    random_trials,
+    replay,
+    searched_trials,
+    summarize,
+)
 from tests.tuning.making import record
 from tests.tuning.test_search import measured, space
 from tvm_sparse.tuning.cost_model import no_estimate
@@ -22,7 +33,7 @@ WORKLOADS = [ConvWorkload(1, c, 14, 14, 32, 3, 3, padding=(1, 1, 1, 1)) for c in
 def table(workload: ConvWorkload) -> list[Record]:
     rng = Random(0)
     points = list(dict.fromkeys(space(workload).random(rng) for _ in range(150)))
-    records = [measured(point, workload, layer=str(workload.c)) for point in points]
+    records = [measured(point, workload, layer=str(workload.c), source="random") for point in points]
     return [*records, record(workload=workload, outcome="timeout", knobs=records[0].knobs | {"rows": 99})]
 
 
@@ -33,10 +44,33 @@ def test_replay_finds_what_is_in_the_table_and_asks_nothing_else() -> None:
     fastest = min(one.time_us for one in first if one.time_us)
     assert all(1 <= one.trials <= len(first) and one.points == len(first) for one in replays)
     assert replays[0].best_us == fastest and WITHIN > 1
-    *rows, means = summarize(replays)
+    *rows, means = summarize([compare(one, ()) for one in (first, second)], replays)
     assert [row["layer"] for row in rows] == ["64", "96"] and means["layer"] == "geometric mean"
-    assert means["guided"] < means["random"]
-    assert min(rows[0]["random"], rows[1]["random"]) <= means["random"] <= max(rows[0]["random"], rows[1]["random"])
+    assert means["guided"] < means["random"] and "searched" not in means
+    assert means["random"] == pytest.approx((rows[0]["random"] * rows[1]["random"]) ** 0.5)
+
+
+@pytest.mark.parametrize(("fast", "expected"), [(0, 10.0), (1, 5.0), (4, 2.0), (9, 1.0)])
+def test_what_random_order_needs(fast: int, expected: float) -> None:
+    """Against the mean over all places where the first fast one can stand."""
+    points = [record(knobs={"rows": n}, time_us=1.0 if n < fast else 9.0, source="random") for n in range(9)]
+    default = record(knobs={"rows": 99}, time_us=1.0, source="default")
+    assert random_trials([*points, default], 1.05) == expected
+    if fast:
+        orders = list(itertools.combinations(range(9), fast))
+        assert expected == pytest.approx(sum(order[0] + 1 for order in orders) / len(orders))
+
+
+def test_a_search_on_the_device_is_counted_by_points() -> None:
+    times = [4.0, 3.0, 3.0, 1.04, 1.0]
+    trials = [record(knobs={"rows": rows}, time_us=us) for rows, us in zip((1, 2, 2, 3, 4), times, strict=True)]
+    assert searched_trials(trials, 1.05) == 3 and searched_trials(trials, 0.5) is None
+    reference = [record(knobs={"rows": 5 + n}, time_us=2.0 + n, source="random") for n in range(9)]
+    row = compare(reference, trials)
+    assert (row["best_us"], row["points"], row["random"], row["random_reaches"]) == (1.0, 9, 10.0, False)
+    assert (row["searched"], row["searched_trials"], row["over_best"]) == (3, 4, 1.0)
+    slow = compare(trials, reference)
+    assert (slow["searched"], slow["searched_reaches"], slow["over_best"]) == (10, False, 2.0)
 
 
 def test_a_table_knows_its_nearest_point() -> None:

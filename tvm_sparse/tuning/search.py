@@ -83,10 +83,6 @@ class LayerSearch:
         """The fastest time so far, infinite at first."""
         return min(self._times.values(), default=math.inf)
 
-    def skip_starts(self) -> None:
-        """Propose no defaults and nothing of neighbours first."""
-        self._begin, self._neighbours = tuple, tuple
-
     def observe(self, point: Point, time_us: float | None) -> None:
         """Take note of a point that was tried; None where it failed."""
         self._tried.add(point)

@@ -21,8 +21,9 @@ from tvm_sparse.tuning.workers import WorkerCrash, WorkerError, WorkerPool
 
 #: Seconds that scheduling or building a candidate, and preparing a layer, may take.
 BUILD_TIMEOUT_S, PREPARE_TIMEOUT_S = 120.0, 600.0
-#: Candidates that are refused cost little, but a space may hold hardly anything else.
-MOST_REFUSED = 400
+#: Candidates that are refused cost little, but a space may hold hardly anything else: so many, and so many more for
+#: each that is not.
+MOST_REFUSED, REFUSED_EACH = 400, 4
 #: A template that refused so many points and took none is left out.
 HOPELESS = 8
 #: The model is fitted again once it has so many new records, or this share of those it knows.
@@ -93,7 +94,8 @@ class LayerTask:
         self._observe()
         prepared = self.prepared
         trials: list[Trial] = []
-        if self._refusals.total() < MOST_REFUSED and not self.book.stopped:
+        refusals = MOST_REFUSED + REFUSED_EACH * self.book.tallies[self.layer].trials
+        if self._refusals.total() < refusals and not self.book.stopped:
             for proposal in itertools.islice(self.search.proposals(), granted):
                 number = next(self._numbers)
                 files, refused = self._folder / str(number), functools.partial(self._refused, proposal.point)
