@@ -47,6 +47,13 @@ def measure(files: str, folder: str, *arguments: Any) -> Any:
     return candidates.measure(files, folder, *arguments)
 
 
+def mistake(files: str, folder: str, *arguments: Any) -> candidates.Timing:
+    """As if others had used the CPU whenever the default ran, which is the first."""
+    timing = candidates.measure(files, folder, *arguments)
+    factor = 1000.0 if Path(files).name == "0" else 1.0
+    return candidates.Timing(tuple(factor * us for us in timing.times_us), timing.error, timing.timer)
+
+
 def pretend(files: str, folder: str, *arguments: Any) -> candidates.Timing:
     """As if a GPU had run what was built, which must be there whole, with machine code inside."""
     library = Path(f"{files}.so").read_bytes()

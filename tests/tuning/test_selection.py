@@ -35,6 +35,23 @@ def test_of_doubles_the_fastest_right_one_stays() -> None:
     assert deduplicated([failed, record(outcome="wrong", knobs={"rows": 1})])[0].outcome == "wrong"
 
 
+def test_what_was_timed_in_turn_with_the_default_has_the_last_word() -> None:
+    early, late = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
+    default = record(time_us=50.0, knobs={"rows": 2}, source="default", confirmed="default", date=late)
+    winner = record(time_us=40.0, knobs={"rows": 3}, kind="dense", confirmed="yes", date=late)
+    loser = record(time_us=39.0, knobs={"rows": 1}, confirmed="no", date=late)
+    old = record(time_us=5.0, knobs={"rows": 5}, confirmed="yes", date=early)
+    assert best([SLOW, FAST, DENSE]) is FAST
+    assert best([SLOW, FAST, DENSE, default, loser]) is default
+    assert best([old, default, FAST, loser, winner]) is winner and best([FAST, default, winner], "sparse") is default
+    assert best([FAST, default, loser], "dense") is None
+    assert deduplicated([SLOW, FAST, loser, DENSE, default, winner]) == [default, loser, winner]
+    assert deduplicated([loser, FAST]) == [loser]
+    again = record(time_us=60.0, knobs={"rows": 5}, confirmed="no", date=late)
+    assert deduplicated([old, again]) == [again] == deduplicated([again, old])
+    assert best(pruned([SLOW, FAST, default, loser, winner], 1)) is winner
+
+
 def test_pruning_keeps_the_fastest_the_default_and_one_of_each_kind() -> None:
     middling = [record(time_us=11.0 + n, knobs={"rows": 10 + n}) for n in range(5)]
     assert pruned([WRONG, SLOW, *middling, DENSE, FAST], 2) == [FAST, middling[0], DENSE, SLOW]

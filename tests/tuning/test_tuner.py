@@ -22,6 +22,7 @@ from tvm_sparse.errors import CompileError, InputError, OutputError
 from tvm_sparse.tuning import candidates, metaschedule, tasks
 from tvm_sparse.tuning.log_files import LogWriter, read_log
 from tvm_sparse.tuning.records import Record
+from tvm_sparse.tuning.selection import best
 from tvm_sparse.tuning.trials import Budget
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,8 @@ def test_a_session_and_its_resumption(tmp_path: Path) -> None:
     for tuned, (name, own) in zip(first, by_layer(records).items(), strict=True):
         right = [record for record in own if record.ok]
         assert tuned.name == name and tuned.trials == 10 == len({record.point for record in own})
-        assert own[0].source == "default" and tuned.best_us == min(record.time_us or 0 for record in right)
+        fastest = best(own)
+        assert own[0].source == "default" and fastest is not None and tuned.best_us == fastest.time_us
         assert {record.kind for record in right} == {"sparse", "dense"} and tuned.gain is not None and tuned.gain >= 1
         assert all(record.error is not None and record.error < 1e-5 and record.repeats for record in right)
         assert all(record.site.threads == 1 and record.versions["apache-tvm"] for record in own)
@@ -53,8 +55,25 @@ def test_a_session_and_its_resumption(tmp_path: Path) -> None:
     second = small_session(tmp_path, 14)
     records = read_log(tmp_path).records
     assert [tuned.trials for tuned in second] == [14, 14] and idle_s < 60
-    assert all(len(group) <= 14 + 8 for group in by_layer(records).values())  # confirmed points come twice
+    assert all(len(group) <= 14 + 2 * 6 for group in by_layer(records).values())  # confirmed points come again
     assert "guided" in {record.source for record in records}
+
+
+def test_a_default_that_was_measured_badly_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks.LayerTask, "_numbers", itertools.count())
+    monkeypatch.setattr(candidates, "measure", sabotage.mistake)
+    layers = small_layers()[:1]
+    tuned = small_session(tmp_path, 8, layers=layers)[0]
+    records = read_log(tmp_path).records
+    hot = min((one for one in records if one.ok and not one.confirmed), key=lambda one: one.time_us or 0)
+    assert hot.source != "default" and records[0].time_us is not None and records[0].time_us > 100 * (hot.time_us or 0)
+    compared = [one for one in records if one.confirmed]
+    assert [one.confirmed for one in compared[:1]] == ["default"] and compared[0].point == records[0].point
+    assert 2 <= len(compared) <= 5 and {one.confirmed for one in compared[1:]} <= {"yes", "no"}
+    assert {(one.timer, one.date) for one in compared} == {("cold", compared[0].date)}
+    assert all(one.repeats >= candidates.FEWEST_IN_TURN and (one.error or 0) < 1e-5 for one in compared)
+    assert tuned.gain is not None and 1 <= tuned.gain < 10 and tuned.default_us == compared[0].time_us
+    assert small_session(tmp_path, 8, layers=layers)[0] == tuned and read_log(tmp_path).records == records
 
 
 def test_candidates_that_fail_are_counted_named_and_never_chosen(

@@ -33,6 +33,10 @@ STEADY, MOST_ROUNDS = 0.1, 3
 COPIES = 4
 #: A candidate this much slower than the best so far is timed briefly: its exact time does not matter.
 HOPELESS, FEW_REPEATS, PAUSE_S = 2.5, 2, 0.05
+#: Rounds in which candidates are timed in turn: so many, or so many at least once that many seconds are over.
+ROUNDS_IN_TURN, FEWEST_IN_TURN, MOST_IN_TURN_S = 41, 15, 10.0
+#: TVM's, which drops from a CPU's caches all arguments of a call but the first.
+FLUSH = "cache_flush_cpu_non_first_arg"
 #: Nonzeros among all weights, and values stored for each nonzero, from which on a filter runs as a dense one.
 DENSE_FROM, MOSTLY_ZEROS = 0.75, 1.5
 
@@ -182,6 +186,41 @@ def measure(files: str, folder: str, workload: ConvWorkload, best_us: float) -> 
             return Timing((), error, "")
         times, timer = _time(f"{files}.so", module, device, tensors, best_us)
     return Timing(tuple(times), error, timer)
+
+
+def measure_in_turn(files: Sequence[str], folder: str, workload: ConvWorkload) -> list[Timing]:
+    """Run several candidates of a CPU in turn, a call of each in every round; the times of a round have one index.
+
+    As in a network each finds its input in the caches, for something has just written it, but neither its filter nor
+    its output. A result that is wrong is not timed.
+    """
+    import tvm
+
+    device, expected = tvm.cpu(), np.load(f"{folder}/expected.npy")
+    inputs = _inputs(folder, workload, device)
+    calls: list[Callable[[], float]] = []
+    errors: list[float] = []
+    for name in files:
+        module = tvm.runtime.load_module(f"{name}.so")
+        with np.load(f"{name}.npz") as packed:
+            constants = [tvm.runtime.tensor(packed[array], device) for array in sorted(packed.files)]
+        out = tvm.runtime.empty(inputs.nothing.shape, workload.dtype, device)
+        inputs.nothing.copyto(out)
+        tensors = [inputs.x, *constants, *inputs.others, out]
+        module["main"](*tensors)
+        errors.append(error_of(out.numpy(), expected))
+        timer = module.time_evaluator("main", device, number=1, repeat=1, f_preproc=FLUSH)
+        calls.append(lambda timer=timer, tensors=tensors: timer(*tensors).results[0] * 1e6)
+    right = [number for number, error in enumerate(errors) if error <= TOLERANCE[workload.dtype]]
+    times: list[list[float]] = [[] for _ in files]
+    end = time.monotonic() + MOST_IN_TURN_S
+    for round_ in range(ROUNDS_IN_TURN):
+        if round_ >= FEWEST_IN_TURN and time.monotonic() >= end:
+            break
+        for place in range(len(right)):
+            number = right[(place + round_) % len(right)]  # so that none is always behind the same one
+            times[number].append(calls[number]())
+    return [Timing(tuple(own), error, "cold") for own, error in zip(times, errors, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class CostModel:
         """Learn from records anew; those of each layer are put in relation to one another."""
         examples: list[dict[str, float]] = []
         targets: list[float] = []
-        for group in by_key(records).values():
+        for group in by_key(record for record in records if not record.confirmed).values():  # other times than those
             reference = _reference(group)
             if reference is None:
                 continue

@@ -18,6 +18,9 @@ from tvm_sparse.workload import ConvWorkload, Epilogue
 #: Raised whenever a reader of the version before would misunderstand a record.
 FORMAT = 1
 OUTCOMES = ("ok", "build_failed", "run_failed", "timeout", "wrong")
+#: Of a candidate that was timed in turn with the default, cold: whether it was faster beyond doubt. "default" is the
+#: default itself, and of others nothing is known.
+CONFIRMED = ("", "default", "yes", "no")
 #: How a filter runs: on its nonzeros, or in blocks of channels that share columns, zeros and all.
 KINDS = ("sparse", "dense")
 #: Density classes are a quarter of an octave wide and centred on 10 %, so that 5, 10 and 20 % are centres too.
@@ -73,7 +76,8 @@ class Record:
     distance of the quartiles of `repeats` timings.
 
     `error` is the relative error against float64, or None where nothing could be compared; `layer`,
-    `source` (default, seed, transfer, guided or random) and `timer` (graph, events or clock) say how it came about.
+    `source` (default, seed, transfer, guided or random) and `timer` (graph, events, clock or cold) say how it came
+    about; `confirmed` is one of CONFIRMED.
     """
 
     site: Site
@@ -92,6 +96,7 @@ class Record:
     layer: str = ""
     source: str = ""
     timer: str = ""
+    confirmed: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     date: str = ""
 
@@ -178,6 +183,8 @@ def _check(record: Record) -> None:
         raise ValueError("knobs are not plain integers and texts")
     if record.outcome not in OUTCOMES or record.kind not in KINDS:
         raise ValueError(f"unknown outcome or kind {record.outcome!r} {record.kind!r}")
+    if record.confirmed not in CONFIRMED:
+        raise ValueError(f"confirmed is {record.confirmed!r}")
     numbers = (record.density, record.time_us, record.spread_us, record.error)
     if not all(number is None or isinstance(number, int | float) for number in numbers):
         raise ValueError("a number is none")

@@ -17,18 +17,27 @@ def by_key(records: Iterable[Record]) -> dict[tuple, list[Record]]:
 
 
 def best(records: Iterable[Record], kind: str | None = None) -> Record | None:
-    """The fastest that is right, of one kind if named."""
-    right = (record for record in records if record.ok and kind in (None, record.kind))
-    return min(right, key=_time, default=None)
+    """The fastest that is right, of one kind if named.
+
+    Once some were timed in turn with the default, only what was faster then and the default itself count, by the last
+    such comparison.
+    """
+    right = [record for record in records if record.ok]
+    last = max((record.date for record in right if record.confirmed), default=None)
+    if last is not None:
+        right = [record for record in right if record.confirmed in ("default", "yes") and record.date == last]
+    return min((record for record in right if kind in (None, record.kind)), key=_time, default=None)
 
 
 def deduplicated(records: Iterable[Record]) -> list[Record]:
-    """One record of every point of every key: the fastest if any is right, else the latest."""
+    """One record of every point of every key: the last that was timed in turn with the default if any was, else the
+    fastest if any is right, else the latest.
+    """
     chosen: dict[tuple, Record] = {}
     for record in records:
         place = (record.key, record.point)
         other = chosen.get(place)
-        if other is None or not other.ok or (record.ok and _time(record) <= _time(other)):
+        if other is None or not other.ok or (record.ok and _supersedes(record, other)):
             chosen[place] = record
     return list(chosen.values())
 
@@ -42,6 +51,12 @@ def pruned(records: Iterable[Record], keep: int) -> list[Record]:
         wanted += [record for record in right if record.source == "default"]
         kept += [record for record in right if any(record is one for one in wanted)]
     return kept
+
+
+def _supersedes(record: Record, other: Record) -> bool:
+    if record.confirmed or other.confirmed:
+        return bool(record.confirmed) and (not other.confirmed or record.date >= other.date)
+    return _time(record) <= _time(other)
 
 
 def _time(record: Record) -> float:

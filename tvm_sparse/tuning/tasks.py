@@ -61,7 +61,7 @@ class LayerTask:
         folder: Path,
     ) -> None:
         self.layer, self.search, self.book = layer, search, book
-        self._model, self._target, self._builders, self._folder = model, target, builders, folder
+        self._model, self._target, self._builders, self.folder = model, target, builders, folder
         self._prepared: Future[Any] | None = None
         self._observed = 0
         self._refusals: Counter[str] = Counter()
@@ -70,7 +70,7 @@ class LayerTask:
         """A task that measures once more what a verdict on this layer rests on."""
         assert isinstance(self.search, LayerSearch)
         search = Repetition(self.search, self.book.unconfirmed(self.layer))
-        task = LayerTask(self.layer, search, self.book, None, self._target, self._builders, self._folder)
+        task = LayerTask(self.layer, search, self.book, None, self._target, self._builders, self.folder)
         task._prepared = self._prepared
         return task
 
@@ -78,9 +78,9 @@ class LayerTask:
     def prepared(self) -> Future[Any]:
         """Done when the layer's inputs and what they must give are on the disk."""
         if self._prepared is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            np.save(self._folder / "weight.npy", self.layer.weight)
-            arguments = (str(self._folder), self.layer.workload, 0)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            np.save(self.folder / "weight.npy", self.layer.weight)
+            arguments = (str(self.folder), self.layer.workload, 0)
             self._prepared = self._builders.submit(inputs.prepare, *arguments, timeout_s=PREPARE_TIMEOUT_S)
         return self._prepared
 
@@ -98,8 +98,8 @@ class LayerTask:
         if self._refusals.total() < refusals and not self.book.stopped:
             for proposal in itertools.islice(self.search.proposals(), granted):
                 number = next(self._numbers)
-                files, refused = self._folder / str(number), functools.partial(self._refused, proposal.point)
-                trial = Trial(number, self.layer, proposal, "sparse", files, self._folder, prepared, refused)
+                files, refused = self.folder / str(number), functools.partial(self._refused, proposal.point)
+                trial = Trial(number, self.layer, proposal, "sparse", files, self.folder, prepared, refused)
                 self.book.trials[number] = trial
                 trials.append(trial)
         self.book.give_back(self.layer, granted - len(trials))

@@ -28,6 +28,8 @@ from tvm_sparse.tuning.space import Point
 
 PACKAGES = ("tvm-sparse", "apache-tvm", "apache-tvm-ffi")
 MESSAGE_CHARACTERS = 300
+#: Candidates that are timed in turn with the default.
+MOST_CONTENDERS = 4
 #: The files of a candidate.
 SUFFIXES = (".module", ".npz", ".so")
 
@@ -167,6 +169,19 @@ class TrialBook:
         wanted = [one for one in named if one is not None and one.timer == "clock" and times[one.point] == 1]
         return list(dict.fromkeys(Proposal(Point.of(one.template, one.knobs), one.source) for one in wanted))
 
+    def contenders(self, layer: Layer) -> list[Proposal]:
+        """The default of a layer and the fastest others, where a CPU's clock said so and nothing has confirmed it."""
+        records = [one for one in self.tallies[layer].records if one.ok]
+        clocked = sorted((one for one in records if one.timer == "clock"), key=lambda one: one.time_us or math.inf)
+        default = next((one for one in records if one.source == "default"), None)
+        compared = {one.point for one in records if one.confirmed}
+        if default is None or not clocked or clocked[0].point in {default.point, *compared}:
+            return []
+        others = list(dict.fromkeys(one.point for one in clocked if one.point != default.point))[:MOST_CONTENDERS]
+        winner = best(records)
+        named = [default, *(one for one in clocked if one.point in others), *([winner] if winner else [])]
+        return list({one.point: Proposal(Point.of(one.template, one.knobs), one.source) for one in named}.values())
+
     def give_back(self, layer: Layer, trials: int) -> None:
         """Trials that were granted and not made."""
         with self._lock:
@@ -189,14 +204,17 @@ class TrialBook:
         self._forget(trial)
         self.add(trial.layer, trial.proposal, trial.kind, result)
 
-    def add(self, layer: Layer, proposal: Proposal, kind: str, result: Result) -> None:
-        """Record a result, also of what was never built."""
+    def add(
+        self, layer: Layer, proposal: Proposal, kind: str, result: Result, *, confirmed: str = "", date: str = ""
+    ) -> None:
+        """Record a result, also of what was never built; see Record for `confirmed`. Without a `date` it is of now."""
         try:
             if isinstance(result, Failure) and os.strerror(errno.ENOSPC) in result.message:
                 folder = tempfile.gettempdir()  # no fault of the candidate's
                 raise OutputError(f"{folder}: the disk is full: make room or set TMPDIR to another folder")
             with self._lock:
-                record = self._record(layer, proposal, kind, result)
+                record = replace(self._record(layer, proposal, kind, result), confirmed=confirmed)
+                record = replace(record, date=date) if date else record
                 self._writer.append(record)
                 self.history.append(record)
                 self.tallies[layer].records.append(record)

@@ -17,6 +17,7 @@ from typing import Any
 
 from tvm_sparse.errors import InputError
 from tvm_sparse.tuning.candidates import Place, ready_to_build, ready_to_run, starts
+from tvm_sparse.tuning.confirm import confirm
 from tvm_sparse.tuning.cost_model import CostModel, Subject
 from tvm_sparse.tuning.fleet import ATTEMPTS, count_servers
 from tvm_sparse.tuning.layers import Layer
@@ -183,6 +184,10 @@ def _search(book: TrialBook, setting: Setting, builders: WorkerPool, runners: Wo
             )
 
     run(list(tasks.values()), evenly)
+    if not remote:
+        if not setting.archs:
+            confirm(book, list(tasks.values()), setting.target, setting.archs, builders, runners)
+        return
     fresh = {record.layer for record in book.history[known:]}
     again = [task for layer, task in tasks.items() if layer.name in fresh and book.unconfirmed(layer)]
     if book.fault is None and again:
