@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def measure_in_turn(files: Sequence[str], folder: str, workload: ConvWorkload) -
 
     device, expected = tvm.cpu(), np.load(f"{folder}/expected.npy")
     inputs = _inputs(folder, workload, device)
-    calls: list[Callable[[], float]] = []
+    calls: list[Callable[[], Any]] = []
     errors: list[float] = []
     for name in files:
         module = tvm.runtime.load_module(f"{name}.so")
@@ -210,7 +211,7 @@ def measure_in_turn(files: Sequence[str], folder: str, workload: ConvWorkload) -
         module["main"](*tensors)
         errors.append(error_of(out.numpy(), expected))
         timer = module.time_evaluator("main", device, number=1, repeat=1, f_preproc=FLUSH)
-        calls.append(lambda timer=timer, tensors=tensors: timer(*tensors).results[0] * 1e6)
+        calls.append(partial(timer, *tensors))
     right = [number for number, error in enumerate(errors) if error <= TOLERANCE[workload.dtype]]
     times: list[list[float]] = [[] for _ in files]
     end = time.monotonic() + MOST_IN_TURN_S
@@ -219,7 +220,7 @@ def measure_in_turn(files: Sequence[str], folder: str, workload: ConvWorkload) -
             break
         for place in range(len(right)):
             number = right[(place + round_) % len(right)]  # so that none is always behind the same one
-            times[number].append(calls[number]())
+            times[number].append(calls[number]().results[0] * 1e6)
     return [Timing(tuple(own), error, "cold") for own, error in zip(times, errors, strict=True)]
 
 
