@@ -189,15 +189,24 @@ class _RunnerFuture(ms.runner.PyRunnerFuture):
 
 
 def tune_tasks(
-    tasks: list[LayerTask], target: Target, builder: Any, runner: Any, *, batch: int, evenly: bool, seed: int
+    tasks: list[LayerTask],
+    target: Target,
+    builder: Any,
+    runner: Any,
+    *,
+    batch: int,
+    evenly: bool,
+    seed: int,
+    under_way: int = 0,
 ) -> None:
     """Let MetaSchedule's task scheduler share the trials among the layers until each is done.
 
-    `evenly` gives every layer a batch in turn; otherwise those that occur often and still improve get more.
+    `evenly` gives every layer a batch in turn; otherwise those that occur often and still improve get more. So many
+    trials are `under_way` at once as keep all builders busy, though some take longer than others.
     """
     logging.getLogger("tvm.s_tir.meta_schedule").setLevel(logging.ERROR)
-    # A task alone would never be built while it is measured: two that share one search take turns.
-    lanes = tasks * 2 if len(tasks) == 1 else tasks
+    # A task alone would never be built while it is measured: several that share one search take turns.
+    lanes = tasks * max(2 if len(tasks) == 1 else 1, -(-under_way // (batch * len(tasks))))
     contexts = [
         ms.TuneContext(
             mod=_placeholder(-1),

@@ -32,6 +32,8 @@ from tvm_sparse.tuning.workers import WorkerPool
 
 #: Trials of a layer before another one's turn, and before the model learns from them.
 BATCH = 8
+#: Trials under way for each builder of an assembly line.
+UNDER_WAY = 2
 STRATEGIES = ("guided", "random")
 
 
@@ -174,13 +176,22 @@ def _search(book: TrialBook, setting: Setting, builders: WorkerPool, runners: Wo
     line = metaschedule.Line(book, builders, runners, overlap=overlap, attempts=ATTEMPTS if remote else 1)
     builder = metaschedule.CandidateBuilder(line, setting.target, setting.archs)
     runner = metaschedule.CandidateRunner(line)
-    evenly = book.budget.trials is None and book.budget.seconds is None
+    # A random search learns nothing of what improves.
+    evenly = not guided or (book.budget.trials is None and book.budget.seconds is None)
+    under_way = UNDER_WAY * builders.size if overlap else 0
     known = len(book.history)
 
     def run(tasks: list[LayerTask], evenly: bool) -> None:
         with without_tensor_intrinsics():
             metaschedule.tune_tasks(
-                tasks, setting.target, builder, runner, batch=setting.batch, evenly=evenly, seed=setting.seed
+                tasks,
+                setting.target,
+                builder,
+                runner,
+                batch=setting.batch,
+                evenly=evenly,
+                seed=setting.seed,
+                under_way=under_way,
             )
 
     run(list(tasks.values()), evenly)
