@@ -22,6 +22,7 @@ from benchmarks.gpu_layers.steps import BLOCKS as GPU_STEPS
 from benchmarks.gpu_networks.report import Report as NetworksReport
 from benchmarks.gpu_networks.tables import BLOCKS as GPU_NETWORKS
 from benchmarks.gpu_operators.tables import BLOCKS as GPU_OPERATORS
+from benchmarks.gpu_serving import serving
 from benchmarks.markdown import NOTHING
 from benchmarks.records import RESULTS
 
@@ -132,6 +133,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cpu-networks": cpu_networks,
     "demo": demo,
     "gpu-figures": gpu_figures,
+    "gpu-serving": serving,
     "tuned": tuned,
     **GPU_STEPS,
     **GPU_OPERATORS,
