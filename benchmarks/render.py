@@ -25,6 +25,7 @@ from benchmarks.gpu_operators.tables import BLOCKS as GPU_OPERATORS
 from benchmarks.gpu_serving import serving
 from benchmarks.markdown import NOTHING
 from benchmarks.records import RESULTS
+from benchmarks.tuning_trials import BLOCKS as TUNING_TRIALS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("performance.md", "gpu-performance.md", "gpu-networks.md", "tuning.md")
@@ -137,6 +138,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "tuned": tuned,
     **GPU_STEPS,
     **GPU_OPERATORS,
+    **TUNING_TRIALS,
     **{name: partial(_of_gpu_report, block) for name, block in gpu_tables.BLOCKS.items()},
     **{name: partial(_of_networks_report, block) for name, block in GPU_NETWORKS.items()},
 }

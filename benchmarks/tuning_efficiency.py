@@ -6,8 +6,8 @@
 
 The best known is the fastest of both logs. Random search needs the trials to be expected of the reference's random
 points in any order; the search on the device those that it took. Besides, every layer of the reference is a table of
-points with known times on which searches are replayed, that may ask nothing else: guided by a model that starts from
-nothing, and by one that knows all other layers.
+points with known times on which searches are replayed, that may ask nothing else: the cost model alone, the search
+with the defaults first, and the one that knows all other layers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tvm_sparse.tvm_support import cuda_target
 WITHIN = 1.05
 BATCH = 8
 FEWEST = 100
-SEARCHES = ("guided", "guided+transfer")
+SEARCHES = ("model alone", "guided", "guided+transfer")
 #: Trials of a layer that a search on the device may take.
 MOST_TRIALS = 128
 
@@ -107,7 +107,8 @@ def replay(
     neighbours = others if search == "guided+transfer" else ()
     subject = Subject(first.workload, first.density, first.rows)
     table = TableSpace(group, estimate)
-    found = LayerSearch(subject, table, model, starts=lambda: table.starts, neighbours=lambda: neighbours, seed=seed)
+    starts = [] if search == "model alone" else table.starts
+    found = LayerSearch(subject, table, model, starts=lambda: starts, neighbours=lambda: neighbours, seed=seed)
     tried: list[Record] = []
     while True:
         model.fit([*neighbours, *tried])
