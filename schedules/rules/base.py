@@ -137,6 +137,12 @@ def inspect_raw(sch: s_tir.Schedule) -> list[SBlockInfo]:
     return [get_sblock_info(sch, block) for block in sch.get_child_blocks(sch.get_sblock("root"))]
 
 
+def only_reduction(infos: list[SBlockInfo]) -> SBlockInfo | None:
+    """The one block that is not elementwise; None where there is none, or there are several."""
+    reductions = [info for info in infos if not info.is_injective()]
+    return reductions[0] if len(reductions) == 1 else None
+
+
 def inline_injective(sch: s_tir.Schedule, infos: list[SBlockInfo], *, keep_calls: bool = True) -> list[SBlockInfo]:
     """Inline spatial blocks into their spatial consumers; return the blocks that remain, in order.
 

@@ -18,6 +18,7 @@ from tvm_sparse.schedules.rules.base import (
     inline_injective,
     inspect,
     largest_divisor,
+    only_reduction,
 )
 from tvm_sparse.schedules.rules.spatial_nest import schedule_spatial
 from tvm_sparse.schedules.rules.window_pattern import loads_in
@@ -55,10 +56,10 @@ class Linear(ScheduleRule):
         """Return the schedule, or None when `func` is no matrix product with one reduction axis."""
         sch = s_tir.Schedule(func)
         infos = inspect(sch)
-        reductions = [i for i in infos if not i.is_injective()]
-        if len(reductions) != 1:
+        reduction = only_reduction(infos)
+        if reduction is None:
             return None
-        block = reductions[0].block_rv
+        block = reduction.block_rv
         product = match_product(sch.get(block))
         if product is None:
             return None

@@ -22,7 +22,7 @@ from tvm.s_tir.dlight import ScheduleRule
 from tvm.target import Target
 
 from tvm_sparse.schedules.gpu_target import shared_limit
-from tvm_sparse.schedules.rules.base import inline_injective, inspect_raw
+from tvm_sparse.schedules.rules.base import inline_injective, inspect_raw, only_reduction
 from tvm_sparse.schedules.rules.cpu_linear import Product, match_product
 
 WARP, VECTOR = 32, 4
@@ -61,13 +61,13 @@ class Linear(ScheduleRule):
         """Return the schedule, or None when `func` is no such product, or one whose extents do not divide."""
         sch = s_tir.Schedule(func)
         infos = inspect_raw(sch)
-        reductions = [info for info in infos if not info.is_injective()]
-        if len(reductions) != 1:
+        reduction = only_reduction(infos)
+        if reduction is None:
             return None
-        total = reductions[0].block_rv
+        total = reduction.block_rv
         product = match_product(sch.get(total))
-        after = inline_injective(sch, infos[infos.index(reductions[0]) + 1 :])
-        if product is None or product.weight_is_transposed or infos[0] is not reductions[0] or len(after) > 1:
+        after = inline_injective(sch, infos[infos.index(reduction) + 1 :])
+        if product is None or product.weight_is_transposed or infos[0] is not reduction or len(after) > 1:
             return None
         cut = _cut(product, shared_limit(target)) if product.size(*product.batch) == 1 else None
         if cut is None or str(sch.get(total).writes[0].source.dtype) != "float32":

@@ -8,7 +8,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir.dlight import ScheduleRule
 from tvm.target import Target
 
-from tvm_sparse.schedules.rules.base import accesses_of, inline_injective, inspect
+from tvm_sparse.schedules.rules.base import accesses_of, inline_injective, inspect, only_reduction
 
 WARP = 32
 #: Warps of a block, each on its own row.
@@ -24,13 +24,13 @@ class RowReduction(ScheduleRule):
         """Return the schedule, or None when `func` reduces something else than short contiguous rows."""
         sch = s_tir.Schedule(func)
         infos = inspect(sch)
-        reductions = [info for info in infos if not info.is_injective()]
-        if len(reductions) != 1:
+        reduction = only_reduction(infos)
+        if reduction is None:
             return None
-        for info in infos[: infos.index(reductions[0])]:
+        at, total = infos.index(reduction), reduction.block_rv
+        for info in infos[:at]:
             sch.compute_inline(info.block_rv)
-        after = inline_injective(sch, infos[infos.index(reductions[0]) + 1 :])
-        total = reductions[0].block_rv
+        after = inline_injective(sch, infos[at + 1 :])
         block = sch.get(total)
         extents = [int(v.dom.extent) for v in block.iter_vars]
         spatial = [n for n, v in enumerate(block.iter_vars) if v.iter_type == tirx.IterVar.DataPar]

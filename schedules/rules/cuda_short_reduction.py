@@ -14,7 +14,7 @@ from tvm import ir, s_tir, tirx
 from tvm.s_tir.dlight import ScheduleRule
 from tvm.target import Target
 
-from tvm_sparse.schedules.rules.base import accesses_of, extent_of, inline_injective, inspect
+from tvm_sparse.schedules.rules.base import accesses_of, extent_of, inline_injective, inspect, only_reduction
 from tvm_sparse.schedules.rules.cuda_window import ENOUGH_THREADS
 from tvm_sparse.schedules.rules.window_pattern import uses
 
@@ -32,10 +32,10 @@ class ShortReduction(ScheduleRule):
         """Return the schedule, or None when `func` reduces more than once, over more terms, or what costs calls."""
         sch = s_tir.Schedule(func)
         infos = inspect(sch)
-        reductions = [info for info in infos if not info.is_injective()]
-        if len(reductions) != 1:
+        reduction = only_reduction(infos)
+        if reduction is None:
             return None
-        total, at = reductions[0].block_rv, infos.index(reductions[0])
+        at, total = infos.index(reduction), reduction.block_rv
         block = sch.get(total)
         terms = prod(int(v.dom.extent) for v in block.iter_vars if v.iter_type == tirx.IterVar.CommReduce)
         before = [info.block_rv for info in infos[:at]]

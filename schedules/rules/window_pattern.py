@@ -9,7 +9,7 @@ from typing import Any
 import tvm_ffi
 from tvm import ir, s_tir, sym, te, tirx
 
-from tvm_sparse.schedules.rules.base import inline_injective, inspect_raw
+from tvm_sparse.schedules.rules.base import inline_injective, inspect_raw, only_reduction
 
 REDUCERS: dict[type, Callable[..., Any]] = {tirx.Add: te.sum, tirx.Max: te.max, tirx.Min: te.min}
 
@@ -53,15 +53,15 @@ def match_window(func: tirx.PrimFunc) -> Window | None:
     """The window of `func`, or None: one reduction over the last two axes, one output, floating point."""
     sch = s_tir.Schedule(func)
     infos = inspect_raw(sch)
-    reductions = [i for i in infos if not i.is_injective()]
-    if len(reductions) != 1:
+    reduction = only_reduction(infos)
+    if reduction is None:
         return None
-    at = infos.index(reductions[0])
+    at = infos.index(reduction)
     before, after = inline_injective(sch, infos[: at + 1])[:-1], inline_injective(sch, infos[at + 1 :])
     if len(before) > 1 or len(after) > 1:
         return None
     producer, epilogue = ((sch.get(b[0].block_rv) if b else None) for b in (before, after))
-    return _read(sch.mod["main"], sch.get(reductions[0].block_rv), producer, epilogue)
+    return _read(sch.mod["main"], sch.get(reduction.block_rv), producer, epilogue)
 
 
 def loads_in(expr: tirx.Expr) -> list[ir.TensorLoad]:
