@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,20 +97,11 @@ def test_two_networks_in_two_threads(libraries: tuple[Path, Path], threads: int 
     inputs = [weights(1 + seed % 4, 4, 8, 8, seed=seed) for seed in range(8)]
     expected = [[network(x) for x in inputs] for network in networks]
     assert not np.allclose(expected[0][0], expected[1][0])
-    wrong: list[object] = []
 
     def call(index: int) -> None:
-        try:
-            for round in range(100):
-                for x, y in zip(inputs, expected[index], strict=True):
-                    if not np.array_equal(networks[index](x), y):
-                        wrong.append((index, round, len(x)))
-        except BaseException as error:
-            wrong.append(error)
+        for round in range(100):
+            for x, y in zip(inputs, expected[index], strict=True):
+                assert np.array_equal(networks[index](x), y), (index, round, len(x))
 
-    callers = [threading.Thread(target=call, args=(index,)) for index in (0, 1, 0, 1)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert wrong == []
+    with ThreadPoolExecutor(4) as callers:
+        list(callers.map(call, (0, 1, 0, 1)))

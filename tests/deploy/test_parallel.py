@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -197,22 +198,13 @@ def test_a_library_for_one_batch_size(fixed: Path, library: Path) -> None:
 
 
 def test_calls_from_many_threads(networks: DataParallel, expected: Network) -> None:
-    failures: list[BaseException] = []
-
     def call(seed: int) -> None:
-        try:
-            for n in (1, 5, 4, 9):
-                close(networks(images(n, seed), SHIFT), expected(images(n, seed)))
-                assert len(networks.on_each(lambda network: network.device)) == 2
-        except BaseException as error:
-            failures.append(error)
+        for n in (1, 5, 4, 9):
+            close(networks(images(n, seed), SHIFT), expected(images(n, seed)))
+            assert len(networks.on_each(lambda network: network.device)) == 2
 
-    threads = [threading.Thread(target=call, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(4) as callers:
+        list(callers.map(call, range(4)))
 
 
 def test_they_run_at_the_same_time(networks: DataParallel) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -182,22 +182,13 @@ def test_a_replaced_library_is_loaded_anew(compiled, tmp_path):
 
 
 def test_calls_from_many_threads_agree(network, compiled):
-    failures = []
-
     def call(seed):
-        try:
-            inputs = network.random_inputs(seed)
-            for _ in range(50):
-                _check(network(*inputs.values()), compiled, *inputs.values())
-        except BaseException as error:
-            failures.append(error)
+        inputs = network.random_inputs(seed)
+        for _ in range(50):
+            _check(network(*inputs.values()), compiled, *inputs.values())
 
-    threads = [threading.Thread(target=call, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(4) as callers:
+        list(callers.map(call, range(4)))
 
 
 @pytest.mark.parametrize("threads", [0, -1, 10_000])
