@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 import tvm_sparse
 from tests.network.onnx_models import conv, model, tensor, weights
-from tvm_sparse.api import CompiledNetwork
+from tvm_sparse.compiled import CompiledNetwork
 from tvm_sparse.errors import CompileError, InputError, LibraryError, ModelError, VerificationError
 from tvm_sparse.prune import magnitude_mask
 

@@ -14,7 +14,7 @@ from onnx import helper
 import tvm_sparse
 from tests.network.onnx_models import conv, model, tensor, weights
 from tests.test_tvm_support import needs_cuda
-from tvm_sparse.api import CompiledNetwork
+from tvm_sparse.compiled import CompiledNetwork
 from tvm_sparse.errors import InputError, LibraryError, ModelError, VerificationError
 from tvm_sparse.prune import magnitude_mask
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tvm_sparse import errors, prune
-    from tvm_sparse.api import CompiledNetwork, compile, inspect, tune, verify
+    from tvm_sparse.api import compile, inspect, tune, verify
+    from tvm_sparse.compiled import CompiledNetwork
     from tvm_sparse.deploy import bench, load, profile, serve
 
 __version__ = "0.1.0"
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CompiledNetwork": "tvm_sparse.api",
+    "CompiledNetwork": "tvm_sparse.compiled",
     "bench": "tvm_sparse.deploy",
     "compile": "tvm_sparse.api",
     "inspect": "tvm_sparse.api",

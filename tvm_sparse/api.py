@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvm_sparse.compiled import CompiledNetwork, metadata_of
 from tvm_sparse.errors import InputError, LibraryError, VerificationError
 from tvm_sparse.verification import Verification, compare, compare_batches
 
 if TYPE_CHECKING:
-    from tvm_sparse.deploy import BatchSizes, ExportReport, Metadata, Network
+    from tvm_sparse.deploy import BatchSizes
     from tvm_sparse.deploy.buckets import Batch
-    from tvm_sparse.network.build import BuiltNetwork
     from tvm_sparse.network.imported import ImportedModel
     from tvm_sparse.network.inspection import LayerSummary
-    from tvm_sparse.network.replace import LayerDecision
     from tvm_sparse.tuning.lookup import KnownKernels
     from tvm_sparse.tuning.trials import Tally
     from tvm_sparse.tuning.tuner import TunedLayer
@@ -30,70 +28,6 @@ Model = Any
 SHIPPED = "shipped"
 #: Trials of each layer where nobody says when to stop.
 DEFAULT_TRIALS = 64
-
-
-class CompiledNetwork:
-    """A compiled network: run it, look at its decisions, export it.
-
-    Attributes
-    ----------
-    metadata : what the library says of itself: inputs, outputs, target, versions, decisions
-    verification : the comparison with the reference, or None where none was made
-    """
-
-    def __init__(self, built: BuiltNetwork, metadata: Metadata) -> None:
-        self._built = built
-        self._running: tuple[Network, tempfile.TemporaryDirectory[str]] | None = None
-        self.metadata = metadata
-        self.verification: Verification | None = None
-
-    @property
-    def dense_bytes(self) -> int:
-        """Bytes of all convolution filters with their zeros."""
-        return self.metadata.dense_bytes
-
-    @property
-    def sparse_bytes(self) -> int:
-        """Bytes of the convolution filters as they were packed, of several batch sizes for the largest."""
-        return self.metadata.sparse_bytes
-
-    def report(self, batch: int | None = None) -> list[LayerDecision]:
-        """How every convolution runs, and why; for each batch size compiled for, or only that which serves `batch`.
-
-        Raises
-        ------
-        InputError
-            The network does not serve this `batch`.
-        """
-        from tvm_sparse.deploy.batching import bucket_for
-
-        bucket = bucket_for(self.metadata, batch)
-        return [layer for layer in self._built.layers if bucket is None or layer.batch == bucket]
-
-    def export(self, path: str | Path) -> ExportReport:
-        """Write the one-file library; an old file at `path` stays as it is if anything fails.
-
-        Raises
-        ------
-        OutputError
-            When `path` cannot be written.
-        CompileError
-            When there is no C++ compiler to link with.
-        """
-        from tvm_sparse.deploy import export_library
-
-        return export_library(self._built.executable, self.metadata, path)
-
-    def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """Run the network here, through an exported library as a user of it would; see deploy.Network."""
-        if self._running is None:
-            from tvm_sparse.deploy import load
-
-            folder = tempfile.TemporaryDirectory(prefix="tvm-sparse-")
-            library = Path(folder.name) / "net.so"
-            self.export(library)
-            self._running = (load(library), folder)
-        return self._running[0](*inputs, **named)
 
 
 def compile(
@@ -151,8 +85,8 @@ def compile(
 
     buckets = buckets_of(batch)
     made = make_target(target, arch=arch, mcpu=mcpu, threads=threads)
-    from tvm_sparse.network.batches import batch_sizes, build_batches
-    from tvm_sparse.network.build import build_network
+    from tvm_sparse.network.batches import batch_sizes, lower_batches
+    from tvm_sparse.network.build import BuiltNetwork, generate_code, lower_network
     from tvm_sparse.network.decide import check_mode
     from tvm_sparse.network.importer import import_model
     from tvm_sparse.network.precision import check_precision, stored_in
@@ -173,12 +107,13 @@ def compile(
             build = stack.enter_context(cuda_build(arch or "", target=made))
             archs = build.archs
         if sizes is None:
-            built = build_network(imported[0], made, sparse, tell, known, cuda_graph, overlap)
+            module, layers = lower_network(imported[0], made, sparse, tell, known)
         else:
-            built = build_batches(imported, sizes, made, sparse, tell, known, cuda_graph, overlap)
+            module, layers = lower_batches(imported, sizes, made, sparse, tell, known)
+        built = BuiltNetwork(generate_code(module, made, tell, cuda_graph, overlap), layers)
         if target == "cuda":
             check_cuda_modules(built.executable, build)
-    metadata = _metadata(imported[-1], built, made, archs, sizes, cuda_graph, precision)
+    metadata = metadata_of(imported[-1], built, made, archs, sizes, cuda_graph, precision)
     network = CompiledNetwork(built, metadata)
     if verify and imported[0].reference is not None and _runs_here(target, mcpu):
         tell("verify", 0.0)
@@ -342,31 +277,3 @@ def _compare(
     if sizes is None:
         return compare(imported[0], network, tolerance=tolerance, precision=precision, seed=seed)
     return compare_batches(imported, network, sizes, tolerance=tolerance, precision=precision, seed=seed)
-
-
-def _metadata(
-    imported: ImportedModel,
-    built: BuiltNetwork,
-    target: Any,
-    archs: Sequence[str] | None,
-    sizes: BatchSizes | None,
-    cuda_graph: bool,
-    precision: str,
-) -> Metadata:
-    """Metadata of what was built from a model, imported with the largest batch."""
-    from tvm_sparse.deploy import make_metadata
-
-    layers = [layer for layer in built.layers if sizes is None or layer.batch == sizes.largest]
-    return make_metadata(
-        model=imported.name,
-        inputs=imported.inputs,
-        outputs=imported.outputs,
-        target=target,
-        archs=archs,
-        precision=precision,
-        batch=sizes,
-        cuda_graph=cuda_graph and archs is not None,
-        layers=[asdict(layer) for layer in built.layers],
-        dense_bytes=sum(layer.dense_bytes for layer in layers),
-        sparse_bytes=sum(layer.packed_bytes for layer in layers),
-    )

@@ -16,7 +16,6 @@ from tests.network.onnx_models import Array, conv, model, random_inputs, tensor,
 from tests.network.running import build, run_poisoned
 from tests.tuning.making import record
 from tvm_sparse.network import siblings
-from tvm_sparse.network.build import build_network
 from tvm_sparse.network.match import ConvLayer, match_layers
 from tvm_sparse.network.onnx_import import import_onnx
 from tvm_sparse.network.siblings import merge_siblings
@@ -169,7 +168,7 @@ def test_a_module_is_captured_in_a_cuda_graph():
         cuda_build("sm_90", target=GPU),
         tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True}),
     ):
-        text = build_network(imported, GPU, "always", lambda stage, fraction: None).executable.as_text()
+        text = build(imported, "always", GPU).executable.as_text()
     assert "concat" not in text and len(re.findall(r"call +(direct_conv2d|max_pool2d)\w*", text)) == 5
     captured = re.split(r"^@(\w+):$", text, flags=re.MULTILINE)
     bodies = dict(zip(captured[1::2], captured[2::2], strict=True))

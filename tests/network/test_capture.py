@@ -13,8 +13,9 @@ from tvm import relax, tirx
 
 from tests.network.layer_cases import layer_cases
 from tests.network.onnx_models import random_inputs
+from tests.network.running import build, silent
 from tests.test_tvm_support import needs_cuda
-from tvm_sparse.network.build import build_network, lower_network
+from tvm_sparse.network.build import lower_network
 from tvm_sparse.network.capture import launches, outputs_as_parameters, weight_names
 from tvm_sparse.network.onnx_import import import_onnx
 from tvm_sparse.network.workspace import lift_workspaces
@@ -25,10 +26,6 @@ from tvm_sparse.tvm_support import cuda_build, cuda_target, pass_config
 
 CASES = {case.name: case for case in layer_cases()}
 GRAPH = {"relax.backend.use_cuda_graph": True}
-
-
-def silent(stage: str, fraction: float) -> None:
-    """Progress that nobody watches."""
 
 
 @cache
@@ -76,7 +73,7 @@ def test_the_built_executable_captures_once() -> None:
     target = make_target("cuda", arch="sm_90")
     for cuda_graph in (True, False):
         with cuda_build("sm_90", target=target):
-            built = build_network(import_onnx(CASES["classifier"].model), target, "auto", silent, cuda_graph=cuda_graph)
+            built = build(import_onnx(CASES["classifier"].model), "auto", target, cuda_graph)
         text = built.executable.as_text()
         assert text.count("call  vm.builtin.cuda_graph.run_or_capture") == cuda_graph
 

@@ -11,10 +11,9 @@ import tvm
 
 from tests.network.layer_cases import layer_cases
 from tests.network.onnx_models import one_conv, random_inputs, weights
-from tests.network.running import run_poisoned
+from tests.network.running import build, run_poisoned
 from tests.schedules.test_cuda_limits import has_cuda
 from tvm_sparse.errors import InputError
-from tvm_sparse.network.build import build_network
 from tvm_sparse.network.imported import ImportedModel, bindings_of, operator
 from tvm_sparse.network.match import match_layers
 from tvm_sparse.network.onnx_import import import_onnx
@@ -101,7 +100,7 @@ def test_refusals() -> None:
 def test_a_gpu_library_is_made(dtype: str) -> None:
     target = make_target("cuda", arch="sm_90")
     for name in ("classifier", "squeeze and excite"):
-        with cuda_build("sm_90", target=target) as build:
-            built = build_network(narrow(name, dtype), target, "auto", lambda stage, fraction: None)
-            check_cuda_modules(built.executable, build)
+        with cuda_build("sm_90", target=target) as under_way:
+            built = build(narrow(name, dtype), "auto", target)
+            check_cuda_modules(built.executable, under_way)
         assert built.layers[0].template.startswith("cuda_")

@@ -20,7 +20,7 @@ from tests.network.real_models import (
     sample_inputs,
     with_probes,
 )
-from tvm_sparse.api import CompiledNetwork
+from tvm_sparse.compiled import CompiledNetwork
 from tvm_sparse.network.references import OnnxRuntimeReference
 from tvm_sparse.oracle import relative_error
 from tvm_sparse.prune import magnitude_mask, prune_file

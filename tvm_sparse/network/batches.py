@@ -11,8 +11,9 @@ from tvm.target import Target
 
 from tvm_sparse.deploy.metadata import BatchSizes
 from tvm_sparse.errors import ModelError
-from tvm_sparse.network.build import BuiltNetwork, Progress, generate_code, lower_network
+from tvm_sparse.network.build import Progress, lower_network
 from tvm_sparse.network.imported import ImportedModel, times
+from tvm_sparse.network.replace import LayerDecision
 from tvm_sparse.tuning.lookup import KnownKernels
 
 
@@ -38,20 +39,18 @@ def batch_sizes(models: Sequence[ImportedModel], buckets: Sequence[int]) -> Batc
     return BatchSizes(tuple(buckets), tuple(high.name for high, low in pairs if high.shape != low.shape))
 
 
-def build_batches(
+def lower_batches(
     models: Sequence[ImportedModel],
     sizes: BatchSizes,
     target: Target,
     mode: str,
     progress: Progress,
-    known: KnownKernels | None = None,
-    cuda_graph: bool = True,
-    overlap: bool | None = None,
-) -> BuiltNetwork:
-    """Compile a model, imported once for each bucket, into one executable with a function for each.
+    known: KnownKernels | None,
+) -> tuple[tvm.IRModule, list[LayerDecision]]:
+    """As `lower_network` for a model, imported once for each bucket: one module with a function for each.
 
-    The report has every layer once for each bucket. What is equal among their constants is stored once: TVM compares
-    them by content. For the other parameters see `build_network`.
+    The report has every layer once for each bucket. What is equal among their constants is stored once when code is
+    generated: TVM compares them by content.
     """
     merged, report = tvm.IRModule(), []
     for bucket, model in zip(sizes.buckets, models, strict=True):
@@ -65,7 +64,7 @@ def build_batches(
         report += [
             replace(layer, batch=bucket, function=layer.function and f"{layer.function}{suffix}") for layer in layers
         ]
-    return BuiltNetwork(generate_code(merged, target, progress, cuda_graph, overlap), report)
+    return merged, report
 
 
 def _renamed(module: tvm.IRModule, main: str, suffix: str) -> tvm.IRModule:

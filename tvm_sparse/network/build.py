@@ -40,28 +40,13 @@ class BuiltNetwork:
     layers: list[LayerDecision]
 
 
-def build_network(
-    model: ImportedModel,
-    target: Target,
-    mode: str,
-    progress: Progress,
-    known: KnownKernels | None = None,
-    cuda_graph: bool = True,
-    overlap: bool | None = None,
-) -> BuiltNetwork:
-    """Compile `model` for `target`; `mode` is "auto", "always" or "never", and `known` what was measured: see decide().
-
-    For CUDA the caller holds a tvm_support.cuda_build context; `cuda_graph` captures the kernels in one launch,
-    and with `overlap` each begins before the one in front of it ends.
-    """
-    module, report = lower_network(model, target, mode, progress, known)
-    return BuiltNetwork(generate_code(module, target, progress, cuda_graph, overlap), report)
-
-
 def lower_network(
     model: ImportedModel, target: Target, mode: str, progress: Progress, known: KnownKernels | None = None
 ) -> tuple[tvm.IRModule, list[LayerDecision]]:
-    """A Relax module whose every PrimFunc is scheduled, and how each convolution runs; see `build_network`."""
+    """A Relax module whose every PrimFunc is scheduled, and how each convolution runs.
+
+    `mode` is "auto", "always" or "never", and `known` what was measured: see decide().
+    """
     found = match_layers(model.module["main"], model.convolutions, template_dtypes(target))
     layers = subsample_inputs(merge_siblings(found, mode, target, known), target)
     decisions = [decide(layer, mode, known, target.kind.name == "cuda") for layer in layers]
@@ -94,7 +79,11 @@ def lower_network(
 def generate_code(
     module: tvm.IRModule, target: Target, progress: Progress, cuda_graph: bool = True, overlap: bool | None = None
 ) -> Any:
-    """The Relax executable of a scheduled module; on CUDA its "main" takes the outputs behind the inputs."""
+    """The Relax executable of a scheduled module; on CUDA its "main" takes the outputs behind the inputs.
+
+    For CUDA the caller holds a tvm_support.cuda_build context; `cuda_graph` captures the kernels in one launch,
+    and with `overlap` each begins before the one in front of it ends.
+    """
     progress("generate code", 0.0)
     on_gpu = target.kind.name == "cuda"
     lowest = str(target.attrs["arch"]) if on_gpu else ""
