@@ -25,6 +25,7 @@ from benchmarks.gpu_operators.tables import BLOCKS as GPU_OPERATORS
 from benchmarks.gpu_serving import serving
 from benchmarks.markdown import NOTHING
 from benchmarks.records import RESULTS
+from benchmarks.tuned_networks import tuned_networks
 from benchmarks.tuning_trials import BLOCKS as TUNING_TRIALS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,6 +139,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "tuned": tuned,
     **GPU_STEPS,
     **GPU_OPERATORS,
+    "tuned-networks": tuned_networks,
     **TUNING_TRIALS,
     **{name: partial(_of_gpu_report, block) for name, block in gpu_tables.BLOCKS.items()},
     **{name: partial(_of_networks_report, block) for name, block in GPU_NETWORKS.items()},

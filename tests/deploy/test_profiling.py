@@ -58,6 +58,22 @@ def test_every_kernel_is_there_once_and_in_order(network: Network) -> None:
     assert (result.model, result.device, result.threads) == (network.metadata.model, "cpu", 1)
 
 
+def test_on_a_cpu_kernels_are_timed_in_whole_runs(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that ticks a microsecond between two looks at it, and much more in the first runs."""
+    looks = []
+
+    def clock() -> int:
+        looks.append(None)
+        run = (len(looks) - 1) // 6  # of three kernels, each with two looks
+        return len(looks) * (1_000_000 if run < profiling._WARM_UPS else 1_000)
+
+    arguments = network.to_device(list(network.random_inputs(0).values()))
+    monkeypatch.setattr(profiling.time, "perf_counter_ns", clock)
+    seen = profiling._in_place(network, arguments)
+    assert [time_us for _, _, time_us in seen] == [1.0] * 3 and len({name for name, _, _ in seen}) == 3
+    assert len(looks) == 6 * (profiling._WARM_UPS + profiling._RUNS)
+
+
 def test_the_network_still_runs_as_before(network: Network) -> None:
     x = network.random_inputs(3)
     before = network.run(x)

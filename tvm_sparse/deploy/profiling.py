@@ -23,6 +23,7 @@ from tvm_sparse.deploy.timing import bench
 _LEAST_US = 300.0  # of calls that are timed together
 _MOST_CALLS = 50
 _REPEATS = 5
+_RUNS, _WARM_UPS = 21, 2  # of a network on a CPU
 _BUILTINS = ("vm.", "ffi.", "runtime.")
 
 
@@ -37,7 +38,8 @@ class KernelTime:
     template, decision, reason
         From the compile report; empty for what is no convolution of ours.
     time_us
-        Median of a call among equal ones, which find its inputs in a cache that holds them.
+        On a GPU the median of a call among equal ones, which find its inputs in a cache that holds them; on a CPU the
+        median of its calls in whole runs of the network.
     share
         Of the sum of all.
     bytes
@@ -78,7 +80,7 @@ class Profile:
 
 
 def profile(network: Network, *, batch: int | None = None, seed: int = 0) -> Profile:
-    """Time every kernel by itself, repeated on the same arguments; on a GPU in a CUDA graph of that kernel.
+    """Time every kernel: on a GPU by itself, in a CUDA graph that repeats it; on a CPU in its place in the network.
 
     Parameters
     ----------
@@ -94,16 +96,8 @@ def profile(network: Network, *, batch: int | None = None, seed: int = 0) -> Pro
     """
     arguments = network.to_device(tensors.in_order(network.inputs, (), network.random_inputs(seed, batch)))
     on_gpu = network.device != "cpu"
-    timer = _gpu_timer(network.index) if on_gpu else _cpu_time_us
-    seen: list[tuple[str, int, float]] = []
-
-    def instrument(function: Any, name: str, before: bool, _result: Any, *values: Any) -> int:
-        if before and not name.startswith(_BUILTINS) and not network.capturing():
-            seen.append((name, _bytes(values), timer(lambda: function(*values))))
-        return 0  # and run it
-
     call_us = bench(network, batch=batch, seed=seed, repeats=20).median_us
-    network.run_instrumented(arguments, instrument)
+    seen = _by_themselves(network, arguments) if on_gpu else _in_place(network, arguments)
     sum_us = sum(time_us for _, _, time_us in seen)
     sizes = network.metadata.batch
     limits = Limits.of_gpu(network.index) if on_gpu else None
@@ -116,6 +110,44 @@ def profile(network: Network, *, batch: int | None = None, seed: int = 0) -> Pro
         kernels=_described(seen, sum_us, network.report(sizes.largest if sizes and batch is None else batch), limits),
         environment=collect_env(),
     )
+
+
+def _by_themselves(network: Network, arguments: Sequence[Any]) -> list[tuple[str, int, float]]:
+    """Every kernel of a GPU's network, its bytes and microseconds, each repeated before it runs."""
+    timer = _gpu_timer(network.index)
+    seen: list[tuple[str, int, float]] = []
+
+    def instrument(function: Any, name: str, before: bool, _result: Any, *values: Any) -> int:
+        if before and not name.startswith(_BUILTINS) and not network.capturing():
+            seen.append((name, _bytes(values), timer(lambda: function(*values))))
+        return 0  # and run it
+
+    network.run_instrumented(arguments, instrument)
+    return seen
+
+
+def _in_place(network: Network, arguments: Sequence[Any]) -> list[tuple[str, int, float]]:
+    """Every kernel of a CPU's network, its bytes and microseconds, in the state its predecessor leaves caches in."""
+    seen: list[tuple[str, int, float]] = []
+    began_ns = 0
+
+    def instrument(_function: Any, name: str, before: bool, _result: Any, *values: Any) -> int:
+        nonlocal began_ns
+        if name.startswith(_BUILTINS):
+            return 0
+        if before:
+            began_ns = time.perf_counter_ns()
+        else:
+            seen.append((name, _bytes(values), (time.perf_counter_ns() - began_ns) / 1000))
+        return 0
+
+    network.run_instrumented(arguments, instrument, runs=_WARM_UPS + _RUNS)
+    kernels = len(seen) // (_WARM_UPS + _RUNS)
+    counted = seen[_WARM_UPS * kernels :]
+    return [
+        (name, moved, statistics.median(time_us for _, _, time_us in counted[place::kernels]))
+        for place, (name, moved, _) in enumerate(counted[:kernels])
+    ]
 
 
 def _described(
@@ -174,13 +206,3 @@ def _gpu_timer(index: int) -> Callable[[Callable[[], Any]], float]:
         return statistics.median(timer.calls_us(lambda _: call(), calls=calls, repeats=_REPEATS))
 
     return time_us
-
-
-def _cpu_time_us(call: Callable[[], Any]) -> float:
-    call()
-    times: list[float] = []
-    while len(times) < _REPEATS or (sum(times) < _LEAST_US and len(times) < _MOST_CALLS):
-        start_ns = time.perf_counter_ns()
-        call()
-        times.append((time.perf_counter_ns() - start_ns) / 1000)
-    return statistics.median(times)

@@ -243,22 +243,23 @@ class Network:
                 hint = "compile it with --no-cuda-graph"
                 raise LibraryError(f"{self.path}: its kernels cannot be captured: {reason}: {hint}") from error
 
-    def run_instrumented(self, inputs: Sequence[Any], instrument: Callable[..., int]) -> None:
-        """Run once, in a machine that was not prepared, as TVM calls `instrument` before and after each function.
+    def run_instrumented(self, inputs: Sequence[Any], instrument: Callable[..., int], runs: int = 1) -> None:
+        """Run in a machine that was not prepared, as TVM calls `instrument` before and after each function.
 
         It gets the function, its name, whether this is before the call, the result and the arguments, and returns 0.
         """
         machine = _start(self._tvm_ffi, self.path, *self._place)
         machine["set_instrument"](instrument)
         function = machine[self._names[self._bucket(inputs)]]
-        if self._gpu:
-            self._gpu(function, inputs, self.new_outputs(inputs))
-            self.synchronize()
-            return
-        with self._lock:
-            if self._pool:
-                self._pool.use()
-            function(*inputs)
+        for _ in range(runs):
+            if self._gpu:
+                self._gpu(function, inputs, self.new_outputs(inputs))
+                self.synchronize()
+                continue
+            with self._lock:
+                if self._pool:
+                    self._pool.use()
+                function(*inputs)
 
     def capturing(self) -> bool:
         """Whether a GPU's work is being captured at this moment."""
