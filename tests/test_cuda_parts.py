@@ -18,6 +18,19 @@ HEAD = "#include <cstdint>\n__forceinline__ __device__ float twice(float x) { re
 SIZES = (400, 30, 200, 150, 20)
 
 
+def own_function(index: int) -> str:
+    """As long as the kernel that calls it, with a call that only the assembly seems to make."""
+    lines = f"    fma.rn.f32 %0, %0, 0f3f800000, %0; // nonzeros_{index + 1}(x)\n" * SIZES[index]
+    body = f'  asm volatile(R"({{\n{lines}  }})"\n    : "+f"(part[0]) : : "memory");\n'
+    return (
+        f"__forceinline__ __device__ void nonzeros_{index}(float* part) {{\n{body}  part[0] = half_of(part[0]);\n}}\n"
+    )
+
+
+HALF = "__forceinline__ __device__ float half_of(float x) {\n  return x / 2;\n}\n"
+UNUSED = "__forceinline__ __device__ void unused(int x) {\n}\n"
+
+
 def declaration(index: int) -> str:
     return f'extern "C" __global__ void __launch_bounds__(32) k{index}_kernel(float* __restrict__ a)'
 
@@ -54,10 +67,31 @@ def test_a_function_between_kernels_keeps_them_together() -> None:
     assert split_kernels(between, 3) == [between]
 
 
+def with_functions() -> str:
+    """The kernels of `source`, each with a function of its own, which calls one that all share."""
+    calls = source()
+    for index in range(len(SIZES)):
+        begin = f"{declaration(index)} {{\n"
+        calls = calls.replace(begin, f"{begin}  float own[1] = {{0}};\n  nonzeros_{index}(own);\n")
+    functions = [own_function(index) for index in reversed(range(len(SIZES)))]
+    return "".join([HALF, *functions, UNUSED]) + calls
+
+
+def test_a_function_is_where_it_is_called() -> None:
+    parts = split_kernels(with_functions(), 3)
+    assert len(parts) == 3
+    for part in parts:
+        kernels = set(re.findall(r"k(\d)_kernel\(.*\{$", part, re.MULTILINE))
+        assert kernels == set(re.findall(r"void nonzeros_(\d)\(", part))
+        assert HALF in part and HEAD in part and UNUSED not in part
+    # The functions count: the largest kernel and its function are a part.
+    assert min(parts, key=lambda part: part.count("_kernel(")).count("nonzeros_0(own)") == 1
+
+
 @needs_cuda
 @pytest.mark.skipif(find_nvcc() is None, reason="no nvcc here")
 def test_the_parts_make_one_binary(tmp_path: Path) -> None:
-    binary = cuda_parts.compile_in_parts(str(find_nvcc()), source(), ("sm_80", "sm_90"), ["-O3", "-w"], 300)
+    binary = cuda_parts.compile_in_parts(str(find_nvcc()), with_functions(), ("sm_80", "sm_90"), ["-O3", "-w"], 300)
     assert binary is not None
     (fatbin,) = find_fatbins(binary)
     assert fatbin.sm_numbers == (80, 90)

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from tvm_sparse.cuda.fatbin import pack_fatbin
@@ -22,6 +23,35 @@ LEAST_BYTES = 1 << 20
 PART_BYTES = 1 << 18
 _KERNEL = re.compile(r'^extern "C" __global__ [^\n;]*\{$', re.MULTILINE)
 _TOP_LEVEL = re.compile(r"^[^\s}#/]", re.MULTILINE)
+_FUNCTION = re.compile(r"^__forceinline__ __device__ [^\n]*?(\w+)\([^\n]*\) \{\n.*?^\}\n", re.MULTILINE | re.DOTALL)
+_CALL = re.compile(r"(\w+)\(")
+_ASSEMBLY = re.compile(r'R"\(.*?\)"', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What stands in front of all kernels, and of it the functions, which only some of them call."""
+
+    text: str
+    functions: dict[str, str]
+
+    @classmethod
+    def of(cls, text: str) -> _Head:
+        return cls(text, {match[1]: match[0] for match in _FUNCTION.finditer(text)})
+
+    def called(self, code: str) -> frozenset[str]:
+        """The functions that some code calls, itself or through others."""
+        found: set[str] = set()
+        unread = [code]
+        while unread:
+            calls = set(_CALL.findall(_ASSEMBLY.sub("", unread.pop()))) & self.functions.keys() - found
+            found |= calls
+            unread += [self.functions[name] for name in calls]
+        return frozenset(found)
+
+    def kept(self, names: frozenset[str]) -> str:
+        """All of it but for the functions that have none of these names."""
+        return _FUNCTION.sub(lambda match: match[0] if match[1] in names else "", self.text)
 
 
 def split_kernels(source: str, most: int) -> list[str]:
@@ -30,17 +60,27 @@ def split_kernels(source: str, most: int) -> list[str]:
     Parameters
     ----------
     source
-        As TVM generates it: what all kernels need, then one kernel after the other.
+        As TVM generates it: what all kernels need and the functions they call, then one kernel after the other.
     """
     starts = [match.start() for match in _KERNEL.finditer(source)]
     kernels = [source[start:end] for start, end in zip(starts, [*starts[1:], len(source)], strict=True)]
     most = min(most, len(kernels), -(-len(source) // PART_BYTES))
     if most < 2 or any(len(_TOP_LEVEL.findall(kernel)) > 1 for kernel in kernels):
         return [source]
-    parts: list[list[str]] = [[] for _ in range(most)]
-    for kernel in sorted(kernels, key=len, reverse=True):
-        min(parts, key=lambda part: sum(map(len, part))).append(kernel)
-    return [source[: starts[0]] + "".join(part) for part in parts]
+    head = _Head.of(source[: starts[0]])
+    everywhere = head.called(head.kept(frozenset()))
+    called = [head.called(kernel) for kernel in kernels]
+    sizes = [
+        len(kernel) + sum(len(head.functions[name]) for name in names)
+        for kernel, names in zip(kernels, called, strict=True)
+    ]
+    parts: list[list[int]] = [[] for _ in range(most)]
+    for index in sorted(range(len(kernels)), key=sizes.__getitem__, reverse=True):
+        min(parts, key=lambda part: sum(sizes[own] for own in part)).append(index)
+    return [
+        head.kept(everywhere.union(*(called[index] for index in part))) + "".join(kernels[index] for index in part)
+        for part in parts
+    ]
 
 
 def compile_in_parts(
