@@ -38,42 +38,6 @@ __forceinline__ __device__ void NAME(float* sums, VECTOR pair, ELEMENT value) {
 }
 """
 
-#: On the words of pairs as they lie, whose sums are variables of their own: nvcc compiles thousands of those quickly.
-ON_BITS = {
-    "pair_bits": ("uint32", "(VECTOR pair)", "return *(unsigned*)&pair;"),
-    "pair_first": ("float32", "(VECTOR pair)", "return (float)pair.x;"),
-    "pair_second": ("float32", "(VECTOR pair)", "return (float)pair.y;"),
-    "pair_bits_first": ("float32", "(unsigned bits)", "return (float)((half2*)&bits)->x;"),
-    "pair_bits_second": ("float32", "(unsigned bits)", "return (float)((half2*)&bits)->y;"),
-    "pair_bits_sum": (
-        "uint32",
-        "(unsigned sum, unsigned pair, unsigned value)",
-        """
-#ifdef __CUDACC__
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(pair), "r"(value), "r"(sum));
-#else
-  *(half2*)&sum = __hfma2(*(half2*)&pair, *(half2*)&value, *(half2*)&sum);
-#endif
-  return sum;""",
-    ),
-}
-C_TYPES = {"uint32": "unsigned", "float32": "float"}
-
-
-def on_bits(name: str, *args: Any, known: bool = False) -> Any:
-    """A call of a function of ON_BITS; its first argument says which 16-bit elements those are, if they are no bits.
-
-    TVM passes over a call without the function's text twice as fast: for one that is `known` by an earlier call.
-    """
-    dtype = str(args[0].ty.dtype).partition("x")[0]
-    returns, parameters, body = ON_BITS[name]
-    called = f"{name}_{dtype}" if dtype in VECTOR else name
-    if known:
-        return tirx.call_pure_extern(returns, called, *args)
-    parameters = parameters.replace("VECTOR", VECTOR.get(dtype, ""))
-    head = f"__forceinline__ __device__ {C_TYPES[returns]} {called}{parameters}"
-    return cuda_func_call(called, *args, source_code=f"\n{head} {{\n  {body}\n}}\n", return_type=returns)
-
 
 def mark_pair_sum(sch: s_tir.Schedule, loop: Any) -> None:
     """Mark the innermost loop, over a pair, around `sum[..] = sum[..] + value * tile[..]`, for `use_pairs`."""

@@ -17,10 +17,10 @@ import tvm
 import tvm_ffi
 from numpy.typing import NDArray
 from tvm import s_tir, tirx
+from tvm.backend.cuda.op import cuda_func_call
 from tvm.sym import Analyzer
 
-from tvm_sparse.compute.pair_tiling import PAIR
-from tvm_sparse.schedules.pairs import on_bits
+from tvm_sparse.schedules.pattern_ptx import Loads, nonzero_function
 from tvm_sparse.schedules.storage import whole
 
 PATTERN = "pattern"
@@ -65,7 +65,6 @@ class _Pattern:
         tvm_ffi.structural_walk(loop, (s_tir.SBlockRealize, found.append), order="pre")
         (realize,) = found
         self.paired = len(self.loops) > len("vcrs")
-        self.called: set[str] = set()
         self.block = realize.block
         self.values = list(zip((it.var for it in self.block.iter_vars), realize.iter_values, strict=True))
         self.store = self.block.body
@@ -84,122 +83,48 @@ class _Pattern:
         return self.analyzer.simplify(_substitute(_substitute(expr, self.values), point))
 
     def code(self) -> Any:
-        group = self.analyzer.simplify(self.at(self.loads["weight"].indices[0]) // self.rows)
-        chunk = self.analyzer.simplify(self.at(self.loads["weight"].indices[1]) // self.channels)
+        weight, element, part = self.loads["weight"], self.loads["element"], self.store.buffer
+        group = self.analyzer.simplify(self.at(weight.indices[0]) // self.rows)
+        chunk = self.analyzer.simplify(self.at(weight.indices[1]) // self.channels)
         groups, chunks = self.weight.shape[0] // self.rows, self.weight.shape[1] // self.channels
-        element = self.loads["element"]
-        first = [self.at(index) for index in element.indices]
-        # The bases of the indices that vary: one register each, to which every load adds a number.
-        over = [var for i, var in enumerate(self.loops) if not (self.paired and i == 1)]
-        varying = [any(_uses(_substitute(index, self.values), var) for var in over) for index in element.indices]
-        base = tirx.decl_buffer((max(1, sum(varying)),), "int32", "base", scope="local")
-        bases = [(j, slot) for slot, j in enumerate(j for j, varies in enumerate(varying) if varies)]
-        stores = [tirx.BufferStore(base, first[j], [slot]) for j, slot in bases]
+        source = element.source
+        scope = "shared" if source.scope().startswith("shared") else "global"
+        loads = Loads(str(source.dtype), scope, self.paired, self.chunk_dtype)
+        (place,) = source.offset_of(element.indices)
+        first = self.at(place)
+        # Kept, or TVM would work it out anew in every leaf, as far as that leaf's condition simplifies it.
+        base = tirx.decl_buffer((1,), "int32", "base", scope="local")
+        # Accesses that TVM's passes see, unlike T.address_of: they put the barriers around them.
+        x, sums = source.access_ptr("r", offset=tirx.BufferLoad(base, [0])), part.access_ptr("rw")
+        offsets = self._offsets(place, first)
 
-        # A buffer for every sum: updates of one array of them take nvcc 20 times as long.
-        part, pixels = self.store.buffer, range(PAIR if self.paired else 1)
-        in_bits = self.chunk_dtype != "float32"
-        sums = [
-            [tirx.decl_buffer((1,), "uint32" if in_bits else "float32", f"sum{v}", scope="local") for _ in pixels]
-            for v in range(self.rows)
-        ]
-        if in_bits:
-            sums = [both[:1] for both in sums]
-
-        def begin(v: int) -> list[Any]:
-            if in_bits:
-                return [tirx.BufferStore(sums[v][0], tirx.const(0, "uint32"), [0])]
-            return [
-                tirx.BufferStore(total, tirx.BufferLoad(part, self._place(v, pixel)), [0])
-                for pixel, total in enumerate(sums[v])
-            ]
-
-        def end(v: int) -> list[Any]:
-            if not in_bits:
-                totals = [tirx.BufferLoad(total, [0]) for total in sums[v]]
-            else:
-                bits = tirx.BufferLoad(sums[v][0], [0])
-                totals = [
-                    tirx.BufferLoad(part, self._place(v, pixel)) + self._on_bits(name, bits)
-                    for pixel, name in zip(pixels, ("pair_bits_first", "pair_bits_second"), strict=True)
-                ]
-            return [tirx.BufferStore(part, total, self._place(v, pixel)) for pixel, total in enumerate(totals)]
-
-        def leaf(g: int, ch: int) -> list[Any]:
+        def leaf(g: int, ch: int) -> Any:
             own = self.weight[g * self.rows : (g + 1) * self.rows, ch * self.channels : (ch + 1) * self.channels]
-            used = np.flatnonzero(own.any(axis=(1, 2, 3))).tolist()
-            code: list[Any] = [statement for v in used for statement in begin(v)]
-            for c, r, s in np.argwhere(own.any(axis=0)).tolist():
-                indices = list(first)
-                for j, slot in bases:
-                    step = self.analyzer.simplify(self.at(element.indices[j], 0, c, r, s) - first[j])
-                    indices[j] = tirx.BufferLoad(base, [slot]) + step
-                loaded, values = self._loaded(element.source, indices)
-                code += loaded
-                for v in np.flatnonzero(own[:, c, r, s]).tolist():
-                    code += self._multiply_add(sums[v], float(own[v, c, r, s]), values)
-            return code + [statement for v in used for statement in end(v)]
+            if not own.any():
+                return tirx.Evaluate(0)
+            name, text = nonzero_function(loads, own.reshape(self.rows, -1), offsets)
+            return tirx.Evaluate(cuda_func_call(name, sums, x, source_code=text))
 
         tree = _choose(group, range(groups), lambda g: _choose(chunk, range(chunks), lambda ch: leaf(g, ch)))
-        regions = [whole(self.store.buffer), whole(element.source)]
-        # Stated regions keep TVM 0.27 from the union of thousands of accesses, a quarter of a minute.
-        stated = {"explicit_read_region": [0, 1], "explicit_write_region": [0]}
-        code, kept = _sequence([*stores, *tree]), [total for own in sums for total in own]
-        block = s_tir.SBlock([], regions, regions[:1], "pattern", code, alloc_buffers=[base, *kept], annotations=stated)
-        return s_tir.SBlockRealize([], True, block)
+        code = tirx.SeqStmt([tirx.BufferStore(base, first, [0]), tree])
+        regions = [whole(part), whole(source)]
+        return s_tir.SBlockRealize(
+            [], True, s_tir.SBlock([], regions, regions[:1], "pattern", code, alloc_buffers=[base])
+        )
 
-    def _place(self, v: int, pixel: int) -> list[Any]:
-        """Where the sum of output channel v, and of this pixel of a pair, stands."""
-        return [self.at(index, v, pair=pixel) for index in self.store.indices]
-
-    def _on_bits(self, name: str, *args: Any) -> Any:
-        """A call of a function of pairs.ON_BITS, whose text only the first needs."""
-        known = name in self.called
-        self.called.add(name)
-        return on_bits(name, *args, known=known)
-
-    def _loaded(self, source: Any, indices: list[Any]) -> tuple[list[Any], list[Any]]:
-        """Statements that load an input element, or a pair, and what they leave: a float32 a pixel, or bits of both."""
-        dtype = str(source.dtype)
-        if not self.paired:
-            x, value = tirx.Var("x", "float32"), tirx.BufferLoad(source, indices)
-            return [tirx.Bind(x, value if dtype == "float32" else tirx.Cast("float32", value))], [x]
-        # An even number, as TVM must see to load both at once.
-        last = self.analyzer.simplify(indices[-1] // PAIR) * PAIR
-        pair = tirx.Var("pair", f"{dtype}x{PAIR}")
-        names = ("pair_first", "pair_second") if self.chunk_dtype == "float32" else ("pair_bits",)
-        values = [self._on_bits(name, pair) for name in names]
-        kept = [tirx.Var("x", value.ty.dtype) for value in values]
-        load = tirx.Bind(pair, tirx.BufferLoad(source, [*indices[:-1], tirx.Ramp(last, 1, PAIR)]))
-        return [load, *(tirx.Bind(x, value) for x, value in zip(kept, values, strict=True))], kept
-
-    def _multiply_add(self, sums: list[Any], number: float, values: list[Any]) -> list[Any]:
-        """Statements that add number * values to the sums of an output channel."""
-        if self.chunk_dtype != "float32":
-            bits = int(np.float16(number).view(np.uint16))
-            (total,), (x,) = sums, values
-            number_twice = tirx.const(bits << 16 | bits, "uint32")
-            both = self._on_bits("pair_bits_sum", tirx.BufferLoad(total, [0]), x, number_twice)
-            return [tirx.BufferStore(total, both, [0])]
-        return [
-            tirx.BufferStore(total, tirx.BufferLoad(total, [0]) + tirx.const(number, "float32") * x, [0])
-            for total, x in zip(sums, values, strict=True)
-        ]
+    def _offsets(self, place: Any, first: Any) -> list[int]:
+        """Distance in elements from the first to every (channel of a chunk, kernel element), in their order."""
+        points = np.ndindex(self.channels, *self.weight.shape[2:])
+        return [int(self.analyzer.simplify(self.at(place, 0, *point) - first)) for point in points]
 
 
-def _choose(selector: Any, options: Sequence[int], code: Callable[[int], list[Any]]) -> list[Any]:
-    """Statements that run the code of one option out of a range, found by halving."""
+def _choose(selector: Any, options: Sequence[int], code: Callable[[int], Any]) -> Any:
+    """A statement that runs the code of one option out of a range, found by halving."""
     if len(options) == 1:
         return code(options[0])
     middle = len(options) // 2
     below, above = (_choose(selector, half, code) for half in (options[:middle], options[middle:]))
-    return [tirx.IfThenElse(selector < options[middle], _sequence(below), _sequence(above))]
-
-
-def _sequence(statements: Sequence[Any]) -> Any:
-    if not statements:
-        return tirx.Evaluate(0)
-    return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
+    return tirx.IfThenElse(selector < options[middle], below, above)
 
 
 def _substitute(expr: Any, values: Iterable[tuple[Any, Any]]) -> Any:
@@ -209,9 +134,3 @@ def _substitute(expr: Any, values: Iterable[tuple[Any, Any]]) -> Any:
         return next((value for old, value in pairs if old.same_as(var)), var)
 
     return tvm_ffi.structural_map(expr, (tirx.Var, bind), order="post")
-
-
-def _uses(expr: Any, var: Any) -> bool:
-    found: list[Any] = []
-    tvm_ffi.structural_walk(expr, (tirx.Var, lambda used: found.append(used.same_as(var))), order="pre")
-    return any(found)

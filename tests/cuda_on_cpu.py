@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.ptx_on_cpu import to_cpp
+
 #: What the generated code finds of CUDA: a header for each program, and what is compiled once for all of them.
 DEVICE = Path(__file__).parent / "emulated_cuda"
 FLAGS = ("-O1", "-g0", "-w", "-std=c++17", "-fsanitize=address", "-fno-sanitize-recover=all")
@@ -97,8 +99,8 @@ def cuda_source(func: Any, target: Any) -> str:
 
 def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes: int) -> str:
     """C++ that loads the arrays, runs the kernels of `source` one after the other, and stores the output."""
-    functions = re.findall(r"^__forceinline__ __device__ (\w+ pair_\w*\(.*?^\})", source, ON_LINES)
-    kernels = [*_asynchronous(source), *(f"static {function}" for function in functions)]
+    functions = re.findall(r"^__forceinline__ __device__ (\w+ (?:pair|nonzeros)_\w*\(.*?^\})", source, ON_LINES)
+    kernels = [*_asynchronous(source), *(f"static {to_cpp(function)}" for function in functions)]
     steps = [f"allocate_shared({shared_bytes});"]
     for name, array in arrays.items():
         kind = ELEMENTS[str(array.dtype)]

@@ -53,6 +53,14 @@ def test_only_weights_and_what_a_waiting_kernel_writes_are_restricted(monkeypatc
     assert read_after_waiting(plain) == plain
 
 
+def test_what_a_waiting_kernel_reads_is_no_constant_in_ptx() -> None:
+    load = 'asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(y) : "l"(x_ptr));\n'
+    source = SOURCE.replace("  float y = x_ptr", f"  float y;\n  {load}  y += x_ptr")
+    assert "ld.global.f32 %0" in read_after_waiting(source) and ".nc" not in read_after_waiting(source)
+    plain = source.replace("  wait_for_kernels_in_front();\n", "")
+    assert read_after_waiting(plain) == plain
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes]:
     """The CUDA source of a small network that overlaps its kernels, and its library."""

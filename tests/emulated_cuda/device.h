@@ -71,6 +71,14 @@ static float* tvm_builtin_cuda_cvta_generic_to_shared(float* p) { return p; }
 static void tvm_builtin_ptx_cp_async_ca_src_size_async_ca_shared_global_4(float* to, const float* from, unsigned size) {
   copy_async(to, from, 4, size);
 }
+// What ptx_on_cpu.py makes of PTX.
+static unsigned __cvta_generic_to_shared(const void* p) { return (const char*)p - (const char*)shared_memory; }
+static size_t __cvta_generic_to_global(const void* p) { return (size_t)p; }
+template <class T> T load_shared(unsigned at) { return *(const T*)((const char*)shared_memory + at); }
+template <class T> T load_global(size_t at) { return *(const T*)at; }
+static float float_of(unsigned bits) { float value; memcpy(&value, &bits, 4); return value; }
+static half2 pair_of(unsigned bits) { half2 pair; memcpy(&pair, &bits, 4); return pair; }
+static unsigned bits_of(half2 pair) { unsigned bits; memcpy(&bits, &pair, 4); return bits; }
 // What the program around the kernels calls. Arrays are never freed: the process ends.
 void launch(dim grid, dim block, void (*kernel)());
 void* load(const char* path, size_t bytes);

@@ -57,6 +57,15 @@ def test_a_pointwise_layer_with_and_without_a_staged_tile(stages, stride):
 
 
 @needs_gcc
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("stages", [0, 1])
+def test_16_bit_elements_one_by_one(stages, dtype):
+    case = Case(ConvWorkload(**{**vars(POINTWISE), "dtype": dtype}), 0.3, "rows", 2)
+    changes = {"images": 1, "rows": 1, "cols": 32, "channels": 7, "rows_per_group": 16, "pairs": "no"}
+    assert check("cuda_pattern", case, GPU, **changes, stages=stages)
+
+
+@needs_gcc
 def test_drawn_knobs():
     passed = sum(check("cuda_pattern", case, GPU, **drawn_knobs("cuda_pattern", case, GPU)) for case in seeded(6, 5))
     assert passed >= 2
@@ -79,8 +88,8 @@ def test_an_input_element_is_loaded_once_for_all_channels_of_a_group():
     source = cuda_source(built.func, GPU)
     weight = case.weight()
     used = sum(int(weight[rows].any(axis=0).sum()) for rows in (slice(32), slice(32, 64)))
-    assert len(re.findall(r"float x\w* = tile", source)) == used
-    assert len(re.findall(r" \* x\w*\)\)", source)) == (weight != 0).sum()
+    assert len(re.findall(r"^ *ld\.shared\.f32 x, ", source, re.MULTILINE)) == used
+    assert len(re.findall(r"^ *fma\.rn\.f32 %\d+, x, ", source, re.MULTILINE)) == (weight != 0).sum()
     assert not built.constants.arrays
 
 
@@ -133,6 +142,18 @@ def test_the_default_fits_whatever_the_workload(shape, limits):
         assert PATTERN.shared_bytes(tiling, knobs) <= limits["max_shared_memory_per_block"]
         assert tiling.pixels <= limits.get("max_threads_per_block", 1024)
         PATTERN.schedule(pattern_conv2d(tiling), tiling, knobs, target)
+
+
+@pytest.mark.skipif(not has_cuda(), reason="no nvcc here")
+@pytest.mark.parametrize(("dtype", "changes"), [("float32", {}), ("float16", {"pairs": "float32"})])
+def test_as_many_sums_as_there_may_be(dtype, changes):
+    workload = ConvWorkload(2, 32, 1, 196, pattern_tile.MOST_SUMS, 1, 1, dtype=dtype)
+    case = Case(workload, 0.1, "", 1)
+    rows = pattern_tile.MOST_SUMS // (2 if changes else 1)
+    size = {"images": 1, "rows": 1, "cols": 64, "channels": 32, "stages": 0, "rows_per_group": rows, **changes}
+    built = kernel("cuda_pattern", case, GPU, **size)
+    with cuda_build("sm_80,sm_90") as build:
+        check_cuda_modules(tvm.compile(tvm.IRModule({"main": built.func}), target=build.target), build)
 
 
 @pytest.mark.skipif(not has_cuda(), reason="no nvcc here")

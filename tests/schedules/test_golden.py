@@ -46,4 +46,6 @@ def test_scheduled_tir(name, golden):
     if density < 1:
         weight *= np.arange(weight.size).reshape(weight.shape) % round(1 / density) == 0
     knobs = {**chosen.default(workload, density, target), **changes}
-    golden(f"{name}.py.txt", chosen.kernel(workload, weight, target, knobs).func.script())
+    # Code that is called stands in strings, whose lines are to show as such.
+    script = chosen.kernel(workload, weight, target, knobs).func.script().replace("\\n", "\n")
+    golden(f"{name}.py.txt", script)

@@ -85,7 +85,8 @@ def read_after_waiting(source: str) -> str:
             parameters = re.sub(rf"__restrict__ {name}\b", name, parameters)
         return match[0].replace(match[2], parameters)
 
-    return _SIGNATURE.sub(declare, source) if kept else source
+    # Nor may PTX take for constant what it reads.
+    return _SIGNATURE.sub(declare, source).replace("ld.global.nc.", "ld.global.") if kept else source
 
 
 def _pipeline() -> Any:
