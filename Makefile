@@ -4,6 +4,8 @@ THREADS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Each worker takes a run of neighbouring tests, so that what a file compiles for its tests is compiled once.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(THREADS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint wheel clean
@@ -15,10 +17,10 @@ demo: $(VENV)/examples.stamp  ## compile, check and time two pruned networks (un
 	$(BIN)/python examples/demo.py --threads $(THREADS)
 
 test: $(VENV)/test.stamp  ## run the tests, without the slow ones and those that need a GPU (25 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(VENV)/real-networks.stamp  ## run every test that needs no GPU, also those on other people's networks
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 lint: $(VENV)/dev.stamp  ## ruff and mypy
 	$(BIN)/ruff check .
