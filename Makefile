@@ -16,7 +16,7 @@ help:  ## show this list
 demo: $(VENV)/examples.stamp  ## compile, check and time two pruned networks (under 5 minutes on 2 cores)
 	$(BIN)/python examples/demo.py --threads $(THREADS)
 
-test: $(VENV)/test.stamp  ## run the tests, without the slow ones and those that need a GPU (25 minutes on 2 cores)
+test: $(VENV)/test.stamp  ## run the tests, without the slow ones and those that need a GPU (10 minutes on 2 cores)
 	$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(VENV)/real-networks.stamp  ## run every test that needs no GPU, also those on other people's networks
