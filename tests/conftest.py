@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Idle threads of TVM's pool yield 300,000 times before they sleep, and a process ends only when they do: at once on a
+# core of their own, after a minute where other tests want it too. Processes that a test starts inherit this.
+os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
 
 GOLDEN = Path(__file__).parent / "golden"
 
