@@ -54,9 +54,17 @@ def write_list() -> None:
 
 
 def layers(
-    patterns: Sequence[str], batches: Iterable[int], sparsities: Sequence[float], target: Any, seed: int = 0
+    patterns: Sequence[str],
+    batches: Iterable[int],
+    sparsities: Sequence[float],
+    target: Any,
+    seed: int = 0,
+    dtype: str = "float32",
 ) -> list[Any]:
-    """Layers to tune for a target, drawn at every sparsity; those that the networks keep dense once a batch."""
+    """Layers to tune for a target, drawn at every sparsity; those that the networks keep dense once a batch.
+
+    `dtype` is what they store their input, filter and output in.
+    """
     from tvm_sparse.tuning.layers import distinct
 
     rows = [
@@ -68,24 +76,26 @@ def layers(
         layer
         for batch in batches
         for row in rows
-        for layer in _drawn(row, batch, sparsities if row["pruned"] else (0.0,), target, seed)
+        for layer in _drawn(row, batch, sparsities if row["pruned"] else (0.0,), target, seed, dtype)
     )
 
 
-def _drawn(row: dict[str, Any], batch: int, sparsities: Iterable[float], target: Any, seed: int) -> Iterator[Any]:
+def _drawn(
+    row: dict[str, Any], batch: int, sparsities: Iterable[float], target: Any, seed: int, dtype: str
+) -> Iterator[Any]:
     from tvm_sparse.network.subsample import subsampled
     from tvm_sparse.tuning.layers import Layer
     from tvm_sparse.tuning.records import workload_from
 
     about = {name: row[name] for name in ("network", "layer", "count", "pruned")}
     listed = workload_from({name: row[name] for name in row if name not in about})
-    workload = subsampled(replace(listed, n=batch), target)
+    workload = subsampled(replace(listed, n=batch, dtype=dtype), target)
     for sparsity in sparsities:
         rng = np.random.default_rng(seed)
         weight = rng.standard_normal(workload.filter_shape, np.float32) / np.sqrt(np.prod(workload.filter_shape[1:]))
         weight *= rng.random(workload.filter_shape, np.float32) >= sparsity
         untuned = "sparse" if row["pruned"] else "dense"
-        yield Layer(f"{row['network']}:{row['layer']}", workload, weight, untuned, row["count"])
+        yield Layer(f"{row['network']}:{row['layer']}", workload, weight.astype(dtype), untuned, row["count"])
 
 
 def main() -> int:
@@ -98,6 +108,7 @@ def main() -> int:
     tune.add_argument("--threads", type=int, help="CPU threads")
     tune.add_argument("--batch", type=int, nargs="+", default=[1])
     tune.add_argument("--sparsity", type=float, nargs="+", default=[0.9])
+    tune.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the storage")
     tune.add_argument("--minutes", type=float, help="stop after so long")
     tune.add_argument("--trials-per-layer", type=int, help="stop after so many trials of each layer")
     tune.add_argument("--search", choices=("guided", "random"), default="guided")
@@ -115,7 +126,7 @@ def main() -> int:
 
     chosen = {"strategy": options.search, "batch": ROUND, "seed": options.seed}
     setting = replace(setting_for(options.target, threads=options.threads), **chosen)
-    wanted = layers(options.only, options.batch, options.sparsity, setting.target)
+    wanted = layers(options.only, options.batch, options.sparsity, setting.target, dtype=options.dtype)
     seconds = None if options.minutes is None else 60 * options.minutes
     budget = Budget(per_layer=options.trials_per_layer, seconds=seconds)
     with tuning_progress(options.trials_per_layer, options.minutes) as (begin, told):
