@@ -89,6 +89,7 @@ class CudaPattern(Template):
 
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
         own = reads_own_pixel(workload)
+        pairs = tuple(pairs for pairs in tiles.pair_options(workload) if pairs != tiles.NARROW_STEPS)
         return {
             "images": tuple(images for images in pattern_tile.IMAGES if images <= workload.n),
             "rows": pattern_tile.tile_widths(workload.p),
@@ -99,7 +100,7 @@ class CudaPattern(Template):
             "order": ("groups", "tiles"),
             "blocks_per_sm": (0, 2, 3, 4),
             "rotate": (0, 1),
-            **({"pairs": tiles.pair_options(workload)} if tiles.pair_options(workload) else {}),
+            **({"pairs": pairs} if pairs else {}),
         }
 
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:

@@ -32,6 +32,7 @@ from tvm_sparse.schedules import cuda_cost
 from tvm_sparse.schedules import cuda_stages as stages
 from tvm_sparse.schedules import cuda_tiles as tiles
 from tvm_sparse.schedules.base import Knobs, Template
+from tvm_sparse.schedules.pair_copies import copy_pairs
 from tvm_sparse.schedules.pairs import use_pairs
 from tvm_sparse.schedules.primitives import bind_row_length, branch_copies, declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
@@ -91,14 +92,19 @@ class CudaPixel(Template):
         lanes, own = rest[:3], rest[3:]
         sch.bind(block, "blockIdx.x")
         sch.bind(warp, "threadIdx.y")
-        chunk = stages.sum_nonzeros(
-            sch, tiling, warp, int(knobs["pad_to"]), {"threadIdx.y": warps, "threadIdx.x": WARP}
-        )
+        threads = {"threadIdx.y": warps, "threadIdx.x": WARP}
+        narrow_steps = knobs.get("pairs") == tiles.NARROW_STEPS
+        chunk = stages.sum_nonzeros(sch, tiling, warp, int(knobs["pad_to"]), threads, narrow_steps)
         sch.bind(sch.fuse(*lanes), "threadIdx.x")
         stages.set_to_zero(sch, "part", chunk)
-        stages.copy_ahead(sch, tiling, chunk)
+        through_registers = isinstance(tiling, PairTiling) and tiling.axis == "images"
+        if not through_registers:
+            stages.copy_ahead(sch, chunk)
         for loop in own:
             sch.unroll(loop)
-        func = use_pairs(bind_row_length(sch.mod["main"]))
+        func = bind_row_length(sch.mod["main"])
+        if through_registers:
+            func = copy_pairs(func, tiling, warps * per_warp)
+        func = use_pairs(func)
         func = branch_copies(keep_own_lane(func, "part_local", dim=1 - len(tiling.pixel_shape)))
         return store_in_order(func)

@@ -141,7 +141,7 @@ def _split_over_warps(sch: s_tir.Schedule, stored: Any, tiling: WarpTiling, knob
     for loop, axis in zip((warp, worker, sch.fuse(*lanes)), axes, strict=True):
         sch.bind(loop, axis)
     stages.set_to_zero(sch, "part", chunk)
-    stages.copy_ahead(sch, tiling, chunk)
+    stages.copy_ahead(sch, chunk)
     stages.set_to_zero(sch, "sum", split)
 
 
@@ -169,7 +169,7 @@ def _split_over_blocks(sch: s_tir.Schedule, stored: Any, tiling: WarpTiling, kno
     for loop, axis in zip((warp, sch.fuse(*lanes)), axes, strict=True):
         sch.bind(loop, axis)
     stages.set_to_zero(sch, "part", chunk)
-    stages.copy_ahead(sch, tiling, chunk)
+    stages.copy_ahead(sch, chunk)
     stages.set_to_zero(sch, "sum", split)
     sch.unroll(split)
 

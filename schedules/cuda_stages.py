@@ -14,7 +14,8 @@ from tvm import s_tir, tirx
 
 from tvm_sparse.compute.pair_tiling import PAIR, PairTiling
 from tvm_sparse.compute.warp_tiling import WARP, WarpTiling
-from tvm_sparse.schedules.pairs import mark_interleave, mark_pair_sum
+from tvm_sparse.schedules.pair_copies import mark_interleave
+from tvm_sparse.schedules.pairs import mark_pair_sum, mark_step_sum
 from tvm_sparse.schedules.primitives import declare_whole_read, mark_row_length
 
 SHARED = "shared.dyn"
@@ -74,7 +75,9 @@ def _blocks_below(sch: s_tir.Schedule, place: Any) -> list[str]:
 STAGED = ("rows", "values", "offsets", "tile")
 
 
-def sum_nonzeros(sch: s_tir.Schedule, tiling: AnyTiling, loop: Any, pad_to: int, threads: dict[str, int]) -> Any:
+def sum_nonzeros(
+    sch: s_tir.Schedule, tiling: AnyTiling, loop: Any, pad_to: int, threads: dict[str, int], narrow_steps: bool = False
+) -> Any:
     """Compute "part" in registers below `loop`, its input and filter staged in shared memory chunk by chunk.
 
     Parameters
@@ -82,6 +85,7 @@ def sum_nonzeros(sch: s_tir.Schedule, tiling: AnyTiling, loop: Any, pad_to: int,
     loop : innermost loop of a consumer of "part" that is bound to threads, those over the lanes of a warp excepted
     pad_to : nonzeros a step
     threads : the thread axes of a block and their extents, lanes last; all of them copy
+    narrow_steps : whether pairs are summed in 16 bits within a step
 
     Returns
     -------
@@ -137,7 +141,10 @@ def sum_nonzeros(sch: s_tir.Schedule, tiling: AnyTiling, loop: Any, pad_to: int,
         set_to_zero(sch, "near", step, above=len(sch.get_loops(near)) - len(inner) - 2)
     if pair:
         mark_pair_sum(sch, inner.pop())
-    for each in (kb, nonzero, *inner):
+    if narrow_steps:
+        sch.reorder(step, *inner, nonzero, *pair)
+        mark_step_sum(sch, nonzero)
+    for each in (kb, *([] if narrow_steps else [nonzero]), *inner):
         sch.unroll(each)
     return c
 
@@ -209,16 +216,13 @@ def set_to_zero(sch: s_tir.Schedule, block: str, loop: Any, above: int = 0) -> N
             sch.unroll(inner)
 
 
-def copy_ahead(sch: s_tir.Schedule, tiling: AnyTiling, chunk: Any) -> None:
+def copy_ahead(sch: s_tir.Schedule, chunk: Any) -> None:
     """Copy the next chunk's input and filter asynchronously while this chunk is summed, in a second buffer.
 
     TVM's software pipeline gives the buffers, the waits and, in a build that allows asynchronous copies, cp.async; a
-    copy of zeros beyond the input's edge needs no branch then.
+    copy of zeros beyond the input's edge needs no branch then. Images that are paired go through registers
+    (pair_copies).
     """
-    stages, order = [*(0 for _ in STAGED), 1], list(range(len(STAGED) + 1))
-    if isinstance(tiling, PairTiling) and tiling.axis == "images":
-        # Images go through registers: the next chunk is loaded to them once this one has left.
-        stages, order = [*(0 for _ in STAGED), 1, 1], [1, 2, 3, 4, 0, 5]
-    sch.annotate(chunk, "software_pipeline_stage", stages)
-    sch.annotate(chunk, "software_pipeline_order", order)
+    sch.annotate(chunk, "software_pipeline_stage", [*(0 for _ in STAGED), 1])
+    sch.annotate(chunk, "software_pipeline_order", list(range(len(STAGED) + 1)))
     sch.annotate(chunk, "software_pipeline_async_stages", [0])

@@ -22,6 +22,8 @@ MOST_SUMS = 128
 MOST_UNROLLED = 512
 #: The knob "pairs" where a lane reads single elements.
 NO_PAIRS = "no"
+#: The knob "pairs" where only the few nonzeros of a step are summed in 16 bits.
+NARROW_STEPS = "bfloat16"
 #: Nonzeros of a row and chunk that may be summed in float16, for a relative error of 1.6e-3.
 MOST_HALF_SUMMED = 128
 #: Output channels of a row block that may share columns.
@@ -54,15 +56,13 @@ def tiling_of(workload: ConvWorkload, knobs: Knobs) -> WarpTiling | PairTiling:
 
 
 def pair_options(workload: ConvWorkload) -> tuple[str, ...]:
-    """Values of the knob "pairs": the dtype in which pairs are summed within a chunk of channels; none for float32.
+    """Values of the knob "pairs": the dtype in which pairs are summed, none for float32.
 
-    Sums in bfloat16 would be of no use: they have 8 bits.
+    In float16 within a chunk of channels, in bfloat16, which has 8 bits, within a step.
     """
     if ELEMENT_BYTES.get(workload.dtype) != 2:
         return ()
-    if pair_axis(workload) is None:
-        return (NO_PAIRS,)
-    return (NO_PAIRS, "float32", *(["float16"] if workload.dtype == "float16" else []))
+    return (NO_PAIRS,) if pair_axis(workload) is None else (NO_PAIRS, "float32", workload.dtype)
 
 
 def default_pairs(workload: ConvWorkload, density: float) -> dict[str, int | str]:

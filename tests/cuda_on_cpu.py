@@ -138,6 +138,9 @@ def _asynchronous(source: str) -> list[str]:
         else:
             body = f"(void* to, int to_at, const void* from, int from_at) {{ {copy}; }}"
         functions.append(f"static void {name}{body}")
+    for name, bytes_ in sorted(set(re.findall(r"(tvm_builtin_ptx_cp_async_c\w_async_\w+_global_(\d+))\(", source))):
+        copy = f"copy_async(to, from, {bytes_}, {bytes_})"
+        functions.append(f"static void {name}(void* to, const void* from) {{ {copy}; }}")
     return functions
 
 

@@ -48,7 +48,11 @@ static half __float2half_rn(float value) { return value; }
 static nv_bfloat16 __float2bfloat16_rn(float value) { return value; }
 static half2 __half2half2(half value) { return {value, value}; }
 static half fused(half a, half b, half c) { return (_Float16)((double)(float)a * (float)b + (float)c); }
-static half2 __hfma2(half2 a, half2 b, half2 c) { return {fused(a.x, b.x, c.x), fused(a.y, b.y, c.y)}; }
+static nv_bfloat16 fused(nv_bfloat16 a, nv_bfloat16 b, nv_bfloat16 c) {
+  return (float)((double)(float)a * (float)b + (float)c);
+}
+template <class T> two<T> __hfma2(two<T> a, two<T> b, two<T> c) { return {fused(a.x, b.x, c.x), fused(a.y, b.y, c.y)}; }
+template <class T> two<T> __hmul2(two<T> a, two<T> b) { return {(float)a.x * (float)b.x, (float)a.y * (float)b.y}; }
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 template <class T> unsigned packed(T x, T y) { return x.bits | (unsigned)y.bits << 16; }
@@ -67,7 +71,7 @@ float __shfl_sync(unsigned, float value, int lane, int width);
 void copy_async(void* to, const void* from, int bytes, int read);
 void commit_copies();
 void wait_for_copies(size_t left);
-static float* tvm_builtin_cuda_cvta_generic_to_shared(float* p) { return p; }
+template <class T> T* tvm_builtin_cuda_cvta_generic_to_shared(T* p) { return p; }
 static void tvm_builtin_ptx_cp_async_ca_src_size_async_ca_shared_global_4(float* to, const float* from, unsigned size) {
   copy_async(to, from, 4, size);
 }

@@ -76,10 +76,18 @@ class Axis:
         """Stored positions."""
         return self.margin + self._phases[0] * self.span
 
+    @property
+    def whole(self) -> bool:
+        """Whether every position of the input is stored that lies within a span's reach, used by a tap or not."""
+        return self._phases == (self.stride, 1)
+
+    def place(self, x: Any) -> Any:
+        """Where the input x positions behind the first one of the tile stands."""
+        return self.margin + x % self.stride // self._phases[1] * self.span + x // self.stride
+
     def position(self, tap: Any) -> Any:
         """Where the input of output 0 and a tap stands."""
-        far = tap * self.dilation
-        return self.margin + far % self.stride // self._phases[1] * self.span + far // self.stride
+        return self.place(tap * self.dilation)
 
     def source(self, position: Any) -> Any:
         """The input position stored there, from the first input of the tile."""
