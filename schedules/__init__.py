@@ -18,6 +18,7 @@ from tvm_sparse.schedules.cuda_pattern import CudaPattern
 from tvm_sparse.schedules.cuda_pixel import CudaPixel
 from tvm_sparse.schedules.cuda_pixel_nonzero import CudaPixelNonzero
 from tvm_sparse.schedules.cuda_row import CudaRow
+from tvm_sparse.schedules.cuda_tensor import CudaTensor
 from tvm_sparse.schedules.fallback import Fallback
 from tvm_sparse.workload import ConvWorkload
 
@@ -28,6 +29,7 @@ TEMPLATES: tuple[Template, ...] = (
     CudaPattern(),
     CudaRow(),
     CudaDense(),
+    CudaTensor(),
     Fallback(),
 )
 
@@ -82,7 +84,9 @@ def select(workload: ConvWorkload, density: float, target: Target) -> Template:
     row = template("cuda_row")
     if density <= ROW_DENSITY and row.applies(workload, target) is None:
         return row
-    dense = template("cuda_dense")
+    tensor, dense = template("cuda_tensor"), template("cuda_dense")
+    if density >= 1 and tensor.applies(workload, target) is None:
+        return tensor
     if density >= 1 and dense.applies(workload, target) is None:
         return dense
     pattern, pixels = template("cuda_pattern"), workload.n * workload.p * workload.q

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import s_tir
+import tvm_ffi
+from tvm import s_tir, tirx
 
 _FIELDS = (
     "iter_vars",
@@ -22,3 +23,16 @@ _FIELDS = (
 def changed_block(block: s_tir.SBlock, **changes: Any) -> s_tir.SBlock:
     """`block` with these fields in place of its own."""
     return s_tir.SBlock(*(changes.get(name, getattr(block, name)) for name in _FIELDS))
+
+
+def at_first(realize: s_tir.SBlockRealize, loop_vars: list[Any], **changes: Any) -> s_tir.SBlockRealize:
+    """A block, changed, in the first step of some loops."""
+
+    def first(var: tirx.Var) -> Any:
+        return tirx.const(0, "int32") if any(var.same_as(own) for own in loop_vars) else var
+
+    return s_tir.SBlockRealize(
+        [tvm_ffi.structural_map(value, (tirx.Var, first), order="post") for value in realize.iter_values],
+        tvm_ffi.structural_map(realize.predicate, (tirx.Var, first), order="post"),
+        changed_block(realize.block, **changes),
+    )

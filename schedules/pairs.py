@@ -15,7 +15,7 @@ from tvm.backend.cuda.op import cuda_func_call
 from tvm.script import tirx as T
 
 from tvm_sparse.compute.pair_tiling import PAIR
-from tvm_sparse.schedules.blocks import changed_block
+from tvm_sparse.schedules.blocks import at_first
 
 PAIR_SUM, STEP_SUM = "pair_sum", "step_sum"
 
@@ -65,19 +65,6 @@ def use_pairs(func: tirx.PrimFunc) -> tirx.PrimFunc:
         return _on_pair(loop) if PAIR_SUM in loop.annotations else loop
 
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, rewrite), order="pre"))
-
-
-def _at_first(realize: s_tir.SBlockRealize, loop_vars: list[Any], **changes: Any) -> s_tir.SBlockRealize:
-    """A block, changed, in the first step of some loops."""
-
-    def first(var: tirx.Var) -> Any:
-        return tirx.const(0, "int32") if any(var.same_as(own) for own in loop_vars) else var
-
-    return s_tir.SBlockRealize(
-        [tvm_ffi.structural_map(value, (tirx.Var, first), order="post") for value in realize.iter_values],
-        tvm_ffi.structural_map(realize.predicate, (tirx.Var, first), order="post"),
-        changed_block(realize.block, **changes),
-    )
 
 
 def _on_pair(loop: tirx.For) -> Any:
@@ -133,7 +120,7 @@ def _called(
         return tirx.BufferRegion(total, [*list(region.region)[:-1], tvm.ir.Range(0, PAIR)])
 
     reads, writes = ([whole(region) for region in regions] for regions in (block.reads, block.writes))
-    return _at_first(realize, loop_vars, reads=reads, writes=writes, body=tirx.Evaluate(call))
+    return at_first(realize, loop_vars, reads=reads, writes=writes, body=tirx.Evaluate(call))
 
 
 def _uses(expression: Any, var: Any) -> bool:

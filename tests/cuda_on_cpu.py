@@ -125,7 +125,7 @@ def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes
 
 
 def _asynchronous(source: str) -> list[str]:
-    """Stand-ins for the functions that copy asynchronously, which TVM names after the sizes they take."""
+    """Stand-ins for the functions that copy asynchronously or use tensor cores, named after the sizes they take."""
     functions = []
     for name, bytes_, to, from_ in sorted(
         set(re.findall(r"(ptx_cp_async_legacy_\w*?c[ga]_(\d+)_(\d+)_(\d+))\(", source))
@@ -141,6 +141,10 @@ def _asynchronous(source: str) -> list[str]:
     for name, bytes_ in sorted(set(re.findall(r"(tvm_builtin_ptx_cp_async_c\w_async_\w+_global_(\d+))\(", source))):
         copy = f"copy_async(to, from, {bytes_}, {bytes_})"
         functions.append(f"static void {name}(void* to, const void* from) {{ {copy}; }}")
+    for name, element, *sizes in sorted(set(re.findall(r"(mma_(\w+?)_(\d+)_(\d+)_(\d+))\(", source))):
+        take = ", ".join(f"const {element}* {operand}" for operand in ("weights", "first", "second"))
+        call = f"multiply_add(sums, weights, first, second, {sizes[0]}, {sizes[1]}, 8 * {sizes[2]})"
+        functions.append(f"static void {name}(float* sums, {take}) {{ {call}; }}")
     return functions
 
 

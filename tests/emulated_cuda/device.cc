@@ -25,6 +25,7 @@ ucontext_t scheduler;
 int running;
 void (*launched)();
 std::vector<float> exchanged;
+std::vector<operands> shown;
 std::vector<std::deque<std::vector<copy>>> committed;
 std::vector<std::vector<copy>> pending;
 
@@ -53,6 +54,14 @@ float __shfl_down_sync(unsigned, float value, int by, int width) {
 float __shfl_sync(unsigned, float value, int lane, int width) {
   return exchange(value, running / width * width + lane % width);
 }
+
+const operands* show_operands(operands own) {
+  shown.resize(fibers.size());
+  shown[running] = own; __syncthreads();
+  return &shown[running / 32 * 32];
+}
+
+int lane_of_warp() { return running % 32; }
 
 void copy_async(void* to, const void* from, int bytes, int read) {
   if ((size_t)to % bytes || (size_t)from % bytes) { fprintf(stderr, "a copy that is not aligned\n"); exit(5); }

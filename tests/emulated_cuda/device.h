@@ -83,6 +83,25 @@ template <class T> T load_global(size_t at) { return *(const T*)at; }
 static float float_of(unsigned bits) { float value; memcpy(&value, &bits, 4); return value; }
 static half2 pair_of(unsigned bits) { half2 pair; memcpy(&pair, &bits, 4); return pair; }
 static unsigned bits_of(half2 pair) { unsigned bits; memcpy(&bits, &pair, 4); return bits; }
+// An instruction of tensor cores that all threads of the block make together: what each lane of a warp shows the others.
+struct operands { const void *weights, *first, *second; };
+const operands* show_operands(operands own);
+int lane_of_warp();
+template <class T> void multiply_add(float* sums, const T* weights, const T* first, const T* second, int channel_tiles,
+                                     int pixel_tiles, int apart) {
+  const operands* lanes = show_operands({weights, first, second});
+  int lane = lane_of_warp();
+  for (int at = 0; at < channel_tiles * pixel_tiles * 4; ++at) {
+    int m = at / 4 / pixel_tiles, n = at / 4 % pixel_tiles, half = at % 4 / 2, pixel = lane % 4 * 2 + at % 2;
+    for (int column = 0; column < 16; ++column) {
+      const T* a = (const T*)lanes[lane / 4 * 4 + column % 8 / 2].weights + m * 256 + column / 8 * 4 + half * 2;
+      const operands& other = lanes[pixel * 4 + column % 8 / 2];
+      const T* b = (const T*)(column / 8 ? other.second : other.first) + n * apart;
+      sums[at] += (float)a[column % 2] * (float)b[column % 2];
+    }
+  }
+  __syncthreads();
+}
 // What the program around the kernels calls. Arrays are never freed: the process ends.
 void launch(dim grid, dim block, void (*kernel)());
 void* load(const char* path, size_t bytes);
