@@ -22,6 +22,7 @@ from tvm_sparse.compute.warp_tiling import WARP, WarpTiling
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import cuda_tiles as tiles
 from tvm_sparse.schedules.base import Knobs
+from tvm_sparse.schedules.plane_copies import WIDTH, plane_copies
 from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
 #: A large GPU of today.
@@ -38,7 +39,7 @@ WRITE_RATE = 1900
 #: Cycles of a warp's store for every stretch of memory that it goes to.
 WRITTEN_RUN = 6.5
 #: Nonzeros of a row and chunk, of those that may be summed in float16, that leave room for rows with more.
-HALF_SUMMED = 40
+HALF_SUMMED = 60
 #: Layouts of a thread's pixels that are worth a closer look, for every number of pixels.
 SHAPES = 4
 
@@ -68,7 +69,10 @@ def estimate(tiling: WarpTiling | PairTiling, knobs: Knobs, density: float) -> E
     load = 1 + (vector - 1) / 4 + pixels * tiling.conflicts
     chunks = tiling.chunks // tiling.splits
     summing = workers * rows * (steps * load + ROW)
-    rate = COPY_RATE[min(16, max(2, tiling.copy_width * size))]
+    together = tiling.copy_width
+    if isinstance(tiling, PairTiling) and plane_copies(tiling, warps * WARP):
+        together = WIDTH
+    rate = COPY_RATE[min(16, max(2, together * size))]
     copying = workers * (tiling.elements * size / rate + entries * (4 + size * vector) / COPY_RATE[16])
     block = chunks * (summing + copying)
 
@@ -80,9 +84,9 @@ def estimate(tiling: WarpTiling | PairTiling, knobs: Knobs, density: float) -> E
     registers = (sums * int(knobs["blocks_per_warp"]) * vector + tiles.OTHER_REGISTERS) * warps * WARP
     resident = max(1, min(SHARED_BYTES // shared, tiles.REGISTERS // registers, THREADS // (warps * WARP)))
     each = -(-blocks // MULTIPROCESSORS)
-    together = min(resident, each)
-    idle = max(1.0, (ENOUGH_WARPS / (together * warps)) ** 0.7)
-    cycles = LAUNCH + each * block * idle + -(-each // together) * (chunks + 1) * CHUNK
+    at_once = min(resident, each)
+    idle = max(1.0, (ENOUGH_WARPS / (at_once * warps)) ** 0.7)
+    cycles = LAUNCH + each * block * idle + -(-each // at_once) * (chunks + 1) * CHUNK
     outputs = workload.n * workload.k * workload.p * workload.q
     words = PAIR if isinstance(tiling, PairTiling) and tiling.axis == "columns" else 1
     cycles += outputs / (words * WARP * MULTIPROCESSORS) * _runs(tiling) * WRITTEN_RUN

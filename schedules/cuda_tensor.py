@@ -111,7 +111,9 @@ class CudaTensor(Template):
             shares = (workload.p, rows), (workload.q, tiling.cols)
             waste = math.prod(-(-size // share) * share / size for size, share in shares)
             loads = (channels * 4 + pixels * 2) / (channels * pixels)
-            ranked.append(((threads > THREADS or 4 * channels * pixels > SUMS, waste * (1 + loads / 4), -threads), knobs))
+            ranked.append(
+                ((threads > THREADS or 4 * channels * pixels > SUMS, waste * (1 + loads / 4), -threads), knobs)
+            )
         return min(ranked, key=lambda each: each[0])[1]
 
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> TensorTiling:  # type: ignore[override]

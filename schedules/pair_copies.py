@@ -100,11 +100,26 @@ def _in_turn(loop: tirx.For, copies: _Copies, filters: list[_Nest], work: list[A
         return [_asynchronous(nest, loop, chunk) for nest in filters] + [_call("cp.async.commit_group")]
 
     first, following = _number(0), loop.loop_var + 1
-    before = [copies.loads(first), *filter_of(first), *copies.cleared()]
+    before = [_touched(filters, copies.tile), copies.loads(first), *filter_of(first), *copies.cleared()]
     wait = [_call("cp.async.wait_group", 0), _barrier()]
     ahead = [copies.loads(following), *filter_of(following)]
     inside = [*wait, copies.stores(loop.loop_var), *ahead, _barrier(), *work]
     return tirx.SeqStmt([*before, tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, tirx.SeqStmt(inside))])
+
+
+def _touched(filters: list[_Nest], tile: Any) -> Any:
+    """A statement that looks at every buffer, and does nothing.
+
+    TVM 0.27 sees no use of a buffer in the copies to it: without this it would give two of them the same memory, or one
+    of few bytes none.
+    """
+    targets = [nest.target for nest in filters]
+    looks = [tirx.BufferLoad(each, [half, *[0] * (len(each.shape) - 1)]) for each in targets for half in range(HALVES)]
+    looks.append(tirx.BufferLoad(tile, [0, 0]))
+    kinds = {"int32": "int", **ELEMENT}
+    takes = ", ".join(kinds[str(look.source.dtype)] for look in looks)
+    source = f"\n__forceinline__ __device__ void pair_buffers({takes}) {{\n}}\n"
+    return _block(tirx.Evaluate(cuda_func_call("pair_buffers", *looks, source_code=source, return_type="void")))
 
 
 def _asynchronous(nest: _Nest, chunks: tirx.For, chunk: Any) -> Any:
@@ -146,7 +161,7 @@ class _Copies(ABC):
     """Both halves of the copies, loads and stores, in the loop over `chunks`."""
 
     def __init__(self, nest: _Nest, tile: Any, chunks: tirx.For, held: tuple[int, ...]) -> None:
-        self._nest, self._tile, self._chunks = nest, tile, chunks
+        self._nest, self.tile, self._chunks = nest, tile, chunks
         self.held = tirx.decl_buffer(held, tile.dtype, "held", scope="local")
 
     @abstractmethod
@@ -167,14 +182,14 @@ class _Copies(ABC):
         return self._stored_words(word, turns)
 
     def _stored_words(self, word: Any, turns: list[Any]) -> Any:
-        element, count = ELEMENT[str(self._tile.dtype)], len(turns)
+        element, count = ELEMENT[str(self.tile.dtype)], len(turns)
         name, names = f"pair_store_{element}{count}", "abcd"[:count]
         parameters = ", ".join(f"{element} {each}" for each in names)
         source = (
             f"\n__forceinline__ __device__ void {name}({element}* to, {parameters}) {{\n"
             f"  *({element}{count}*)to = make_{element}{count}({', '.join(names)});\n}}\n"
         )
-        to = T.address_of(tirx.BufferLoad(self._tile, [word, 0]))
+        to = T.address_of(tirx.BufferLoad(self.tile, [word, 0]))
         return tirx.Evaluate(cuda_func_call(name, to, *turns, source_code=source, return_type="void"))
 
 
@@ -282,7 +297,9 @@ class _Planes(_Copies):
         parts = []
         for first in range(0, WIDTH, run):
             word = self._planes.word(image, channel, element + first)
-            parts.append(self._stored(word, [_number(step)], list(range(first, first + run))))
+            store = self._stored(word, [_number(step)], list(range(first, first + run)))
+            is_read = self._planes.is_read(element + first)
+            parts.append(tirx.IfThenElse(tirx.all(*is_read), store, None) if is_read else store)
         return tirx.IfThenElse(inside, tirx.SeqStmt(parts), None)
 
     def _inside(self, chunk: Any, thread: Any, step: int) -> tuple[Any, Any, Any, Any]:
@@ -294,10 +311,10 @@ class _Planes(_Copies):
 
     def _zeros(self, new: list[tuple[Any, Any]]) -> Any:
         threads = math.prod(int(loop.extent) for loop in self._nest.threads)
-        words = int(self._tile.shape[0])
+        words = int(self.tile.shape[0])
         again = tirx.Var("again", "int32")
         word = again * threads + self._thread(new)
-        store = self._stored_words(word, [tirx.const(0, self._tile.dtype)] * PAIR)
+        store = self._stored_words(word, [tirx.const(0, self.tile.dtype)] * PAIR)
         store = tirx.IfThenElse(word < words, store, None)
         return tirx.For(again, _number(0), _number(-(-words // threads)), tirx.ForKind.SERIAL, store, None, {})
 

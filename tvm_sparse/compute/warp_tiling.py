@@ -77,9 +77,9 @@ class Axis:
         return self.margin + self._phases[0] * self.span
 
     @property
-    def whole(self) -> bool:
-        """Whether every position of the input is stored that lies within a span's reach, used by a tap or not."""
-        return self._phases == (self.stride, 1)
+    def phases(self) -> int:
+        """Phases that are stored, the first ones; 0 if those are others, or spread over several strides."""
+        return self._phases[0] if self._phases[1] == 1 else 0
 
     def place(self, x: Any) -> Any:
         """Where the input x positions behind the first one of the tile stands."""
