@@ -97,14 +97,14 @@ class CudaPixel(Template):
         chunk = stages.sum_nonzeros(sch, tiling, warp, int(knobs["pad_to"]), threads, narrow_steps)
         sch.bind(sch.fuse(*lanes), "threadIdx.x")
         stages.set_to_zero(sch, "part", chunk)
-        through_registers = isinstance(tiling, PairTiling) and tiling.axis == "images"
-        if not through_registers:
+        interleaved = tiling if isinstance(tiling, PairTiling) and tiling.axis == "images" else None
+        if interleaved is None:
             stages.copy_ahead(sch, chunk)
         for loop in own:
             sch.unroll(loop)
         func = bind_row_length(sch.mod["main"])
-        if through_registers:
-            func = copy_pairs(func, tiling, warps * per_warp)
+        if interleaved is not None:
+            func = copy_pairs(func, interleaved, warps * per_warp)
         func = use_pairs(func)
         func = branch_copies(keep_own_lane(func, "part_local", dim=1 - len(tiling.pixel_shape)))
         return store_in_order(func)
