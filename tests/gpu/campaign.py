@@ -36,6 +36,7 @@ VARIANTS = {
     "cuda_pattern": ("default", "knobs", "pairs"),
     "cuda_row": ("default", "knobs"),
     "cuda_dense": ("default", "knobs"),
+    "cuda_tensor": ("default", "knobs"),
     "fallback": ("default",),
 }
 #: Drawn knobs are often too large for a block, and vectors reach over groups; this many draws find some that do not.
