@@ -78,9 +78,12 @@ class _Pattern:
 
     def at(self, expr: Any, v: int = 0, c: int = 0, r: int = 0, s: int = 0, pair: int = 0) -> Any:
         """An expression of the block for one point of the loops."""
+        return self.analyzer.simplify(self._point(_substitute(expr, self.values), v, c, r, s, pair))
+
+    def _point(self, expr: Any, v: int, c: int, r: int, s: int, pair: int = 0) -> Any:
+        """An expression of the loops for one point of them."""
         place = (v, pair, c, r, s) if self.paired else (v, c, r, s)
-        point = [(var, tirx.const(at, "int32")) for var, at in zip(self.loops, place, strict=True)]
-        return self.analyzer.simplify(_substitute(_substitute(expr, self.values), point))
+        return _substitute(expr, [(var, tirx.const(at, "int32")) for var, at in zip(self.loops, place, strict=True)])
 
     def code(self) -> Any:
         weight, element, part = self.loads["weight"], self.loads["element"], self.store.buffer
@@ -96,7 +99,7 @@ class _Pattern:
         base = tirx.decl_buffer((1,), "int32", "base", scope="local")
         # Accesses that TVM's passes see, unlike T.address_of: they put the barriers around them.
         x, sums = source.access_ptr("r", offset=tirx.BufferLoad(base, [0])), part.access_ptr("rw")
-        offsets = self._offsets(place, first)
+        offsets = self._offsets(place)
 
         def leaf(g: int, ch: int) -> Any:
             own = self.weight[g * self.rows : (g + 1) * self.rows, ch * self.channels : (ch + 1) * self.channels]
@@ -112,10 +115,13 @@ class _Pattern:
             [], True, s_tir.SBlock([], regions, regions[:1], "pattern", code, alloc_buffers=[base])
         )
 
-    def _offsets(self, place: Any, first: Any) -> list[int]:
+    def _offsets(self, place: Any) -> list[int]:
         """Distance in elements from the first to every (channel of a chunk, kernel element), in their order."""
+        first = [(var, tirx.const(0, "int32")) for var in self.loops]
+        bound = _substitute(place, self.values)
+        distance = self.analyzer.simplify(bound - _substitute(bound, first))
         points = np.ndindex(self.channels, *self.weight.shape[2:])
-        return [int(self.analyzer.simplify(self.at(place, 0, *point) - first)) for point in points]
+        return [int(self.analyzer.simplify(self._point(distance, 0, *point))) for point in points]
 
 
 def _choose(selector: Any, options: Sequence[int], code: Callable[[int], Any]) -> Any:
