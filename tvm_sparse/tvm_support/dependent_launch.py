@@ -26,8 +26,8 @@ _NAME = "wait_for_kernels_in_front"
 _WAIT = f"""
 __forceinline__ __device__ void {_NAME}() {{
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ >= 900)
-  asm volatile("griddepcontrol.launch_dependents;");
   asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }}
 """
@@ -69,11 +69,11 @@ def read_after_waiting(source: str) -> str:
     kept: dict[str, list[str]] = {}
     for signature in _SIGNATURE.finditer(source):
         body = source[signature.end() : source.find("\n}", signature.end())]
-        if signature[3] != ";" and f"{_NAME}();" in body[:100]:
+        if signature[3] != ";" and f"{_NAME}();" in body:
             pointers = re.findall(r"__restrict__ (\w+)", signature[2])
             stores = set(re.findall(r"^ *(?:(\w+)\[|\*\(\w+\*\)\((\w+) )", body, re.MULTILINE))
             stored = {name for pair in stores for name in pair}
-            stored |= _weights.get(re.sub(r"_kernel(_\d+)?$", "", signature[1]), set())
+            stored |= _weights.get(_function_of(signature[1]), set())
             kept[signature[1]] = [pointer for pointer in pointers if pointer in stored]
 
     def declare(match: re.Match[str]) -> str:
@@ -106,5 +106,46 @@ def _dependent(function: Any, _module: Any, _context: Any) -> Any:
         return function
     given = [str(name) for name in function.attrs[_PARAMETERS]]
     names = [*(name for name in given if name != _LAST), _DEPENDENT, *(name for name in given if name == _LAST)]
+    weights = _weights.get(_function_of(str(function.attrs["global_symbol"])), set())
+    memory = {parameter for parameter in function.params if parameter.name not in weights}
     wait = tirx.Evaluate(cuda_func_call(_NAME, source_code=_WAIT))
-    return function.with_body(tirx.SeqStmt([wait, function.body])).with_attr(_PARAMETERS, names)
+    return function.with_body(_wait_before_use(function.body, memory, wait)).with_attr(_PARAMETERS, names)
+
+
+def _function_of(kernel: str) -> str:
+    """The name of the function that a kernel is of."""
+    return re.sub(r"_kernel(_\d+)?$", "", kernel)
+
+
+def _wait_before_use(statement: Any, memory: set[Any], wait: Any) -> Any:
+    """The statement, waiting at the last place that all threads come to before any of them uses this memory.
+
+    What is declared to lie in the memory is added to it.
+    """
+    from tvm import tirx
+
+    if isinstance(statement, tirx.AttrStmt):
+        body = _wait_before_use(statement.body, memory, wait)
+        return tirx.AttrStmt(statement.node, statement.attr_key, statement.value, body)
+    if not isinstance(statement, tirx.SeqStmt):
+        return tirx.SeqStmt([wait, statement])
+    parts = list(statement.seq)
+    for at, part in enumerate(parts):
+        if isinstance(part, tirx.DeclBuffer):
+            if part.data in memory:
+                memory.add(part.buffer)
+        elif at == len(parts) - 1 or _uses(part, memory):
+            parts[at] = _wait_before_use(part, memory, wait)
+            break
+    return tirx.SeqStmt(parts)
+
+
+def _uses(statement: Any, memory: set[Any]) -> bool:
+    import tvm_ffi
+    from tvm import tirx
+
+    found: list[Any] = []
+    tvm_ffi.structural_walk(
+        statement, (tirx.Var, lambda var: found.append(var) if var in memory else None), order="pre"
+    )
+    return bool(found)
