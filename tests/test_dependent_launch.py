@@ -106,11 +106,10 @@ def test_weights_alone_are_read_before_the_wait(compiled: tuple[str, bytes]) -> 
         if signature[3] == ";":
             continue
         body = compiled[0][signature.end() : compiled[0].find("\n}", signature.end())]
-        before, after = body.split("wait_for_kernels_in_front();")
+        before, _ = body.split("wait_for_kernels_in_front();")
         pointers = set(re.findall(r"(\w+_ptr)\b", signature[2]))
         early = pointers & set(re.findall(r"\w+", before))
         assert early <= {"values_ptr", "offsets_ptr", "rows_ptr", "filter_ptr"}, signature[1]
-        assert "for (" not in before.split("cp_async")[0]
         staged += "values_ptr" in early
     assert staged
 
