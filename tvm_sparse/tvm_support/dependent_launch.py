@@ -102,14 +102,33 @@ def _dependent(function: Any, _module: Any, _context: Any) -> Any:
     from tvm import tirx
     from tvm.backend.cuda.op import cuda_func_call
 
+    from tvm_sparse.tvm_support.early_loads import load_early
+
     if _PARAMETERS not in function.attrs:
         return function
     given = [str(name) for name in function.attrs[_PARAMETERS]]
     names = [*(name for name in given if name != _LAST), _DEPENDENT, *(name for name in given if name == _LAST)]
     weights = _weights.get(_function_of(str(function.attrs["global_symbol"])), set())
+    constant = {parameter for parameter in function.params if parameter.name in weights}
     memory = {parameter for parameter in function.params if parameter.name not in weights}
+    _add_declared(function.body, constant, memory)
+    early = load_early(function.body, constant, memory)
     wait = tirx.Evaluate(cuda_func_call(_NAME, source_code=_WAIT))
-    return function.with_body(_wait_before_use(function.body, memory, wait)).with_attr(_PARAMETERS, names)
+    waiting = [*early.constants, wait, *early.others]
+    return function.with_body(_wait_before_use(early.body, memory, waiting)).with_attr(_PARAMETERS, names)
+
+
+def _add_declared(body: Any, *memories: set[Any]) -> None:
+    """Add to each set of parameters the buffers that are declared to lie there."""
+    import tvm_ffi
+    from tvm import tirx
+
+    def declare(statement: tirx.DeclBuffer) -> None:
+        for memory in memories:
+            if statement.data in memory:
+                memory.add(statement.buffer)
+
+    tvm_ffi.structural_walk(body, (tirx.DeclBuffer, declare), order="pre")
 
 
 def _function_of(kernel: str) -> str:
@@ -117,35 +136,30 @@ def _function_of(kernel: str) -> str:
     return re.sub(r"_kernel(_\d+)?$", "", kernel)
 
 
-def _wait_before_use(statement: Any, memory: set[Any], wait: Any) -> Any:
-    """The statement, waiting at the last place that all threads come to before any of them uses this memory.
-
-    What is declared to lie in the memory is added to it.
-    """
+def _wait_before_use(statement: Any, memory: set[Any], waiting: list[Any]) -> Any:
+    """The statement, waiting at the last place that all threads come to before any of them uses this memory."""
     from tvm import tirx
 
+    from tvm_sparse.tvm_support.early_loads import in_sequence
+
     if isinstance(statement, tirx.AttrStmt):
-        body = _wait_before_use(statement.body, memory, wait)
+        body = _wait_before_use(statement.body, memory, waiting)
         return tirx.AttrStmt(statement.node, statement.attr_key, statement.value, body)
     if not isinstance(statement, tirx.SeqStmt):
-        return tirx.SeqStmt([wait, statement])
+        return in_sequence([*waiting, statement])
     parts = list(statement.seq)
-    for at, part in enumerate(parts):
-        if isinstance(part, tirx.DeclBuffer):
-            if part.data in memory:
-                memory.add(part.buffer)
-        elif at == len(parts) - 1 or _uses(part, memory):
-            parts[at] = _wait_before_use(part, memory, wait)
-            break
-    return tirx.SeqStmt(parts)
+    last = len(parts) - 1
+    at = next((at for at, part in enumerate(parts) if _uses(part, memory)), last)
+    parts[at] = _wait_before_use(parts[at], memory, waiting)
+    return in_sequence(parts)
 
 
 def _uses(statement: Any, memory: set[Any]) -> bool:
     import tvm_ffi
     from tvm import tirx
 
-    found: list[Any] = []
-    tvm_ffi.structural_walk(
-        statement, (tirx.Var, lambda var: found.append(var) if var in memory else None), order="pre"
-    )
-    return bool(found)
+    if isinstance(statement, tirx.DeclBuffer):
+        return False
+    used: list[Any] = []
+    tvm_ffi.structural_walk(statement, (tirx.Var, used.append), order="pre")
+    return any(var in memory for var in used)
