@@ -58,7 +58,7 @@ def dependent_launch_pipeline(archs: Sequence[str], weights: Mapping[str, Iterab
 
     if old := [arch for arch in archs if not can_overlap([arch])]:
         raise CompileError(f"kernels that overlap need {FIRST_ARCH} or later: compile for {old[0]} without")
-    tirx.register_tir_pipeline(PIPELINE, _pipeline)
+    tirx.register_tir_pipeline(PIPELINE, lambda: _pipeline(archs[0]))
     _weights.clear()
     _weights.update({name: {f"{parameter}_ptr" for parameter in parameters} for name, parameters in weights.items()})
     return PIPELINE
@@ -89,12 +89,18 @@ def read_after_waiting(source: str) -> str:
     return _SIGNATURE.sub(declare, source).replace("ld.global.nc.", "ld.global.") if kept else source
 
 
-def _pipeline() -> Any:
+def _pipeline(arch: str) -> Any:
     import tvm
+
+    from tvm_sparse.tvm_support.even_blocks import spread_blocks
 
     lower, finalize_host, finalize_device = tvm.tirx.get_tir_pipeline("default")
     mark = tvm.tirx.transform.prim_func_pass(_dependent, opt_level=0)
-    return lower, finalize_host, lambda: tvm.transform.Sequential([mark, finalize_device()])
+    return (
+        lambda module: spread_blocks(lower(module), arch),
+        finalize_host,
+        lambda: tvm.transform.Sequential([mark, finalize_device()]),
+    )
 
 
 def _dependent(function: Any, _module: Any, _context: Any) -> Any:
