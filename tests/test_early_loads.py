@@ -39,7 +39,6 @@ def test_kernels_that_load_early_are_right(name: str, monkeypatch: pytest.Monkey
     plain = cuda_on_cpu.cuda_source
     monkeypatch.setattr(tvm, "compile", partial(tvm.compile, tir_pipeline=lowering))
     monkeypatch.setattr(cuda_on_cpu, "cuda_source", lambda *given: sources.append(plain(*given)) or sources[-1])
-    monkeypatch.setattr(cuda_on_cpu, "PRELUDE", cuda_on_cpu.PRELUDE + "static void wait_for_kernels_in_front() {}\n")
     assert case.wrong(run_kernel(built, case, GPU)) is None
     if name == "cuda_row":  # adds across its threads before it knows who stores
         return
