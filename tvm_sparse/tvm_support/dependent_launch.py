@@ -1,8 +1,9 @@
 """Let a kernel begin before the one in front of it has ended: CUDA's programmatic dependent launch.
 
-To begin and to end takes a kernel about a microsecond. Launched so, its blocks are on the GPU already and wait, first
-thing, until everything in front of them is done and visible. TVM 0.27 has the launch attribute but no pass that sets
-it; needless once it has one. GPUs before sm_90 cannot do this.
+To begin and to end takes a kernel about a microsecond. Launched so, its blocks are on the GPU already, copy what no
+kernel writes, and wait until everything in front of them is done and visible. Every kernel waits, so what is in front
+of its neighbour is done too, and memory may be used again. TVM 0.27 has the launch attribute but no pass that sets it;
+needless once it has one. GPUs before sm_90 cannot do this.
 
 What such a kernel reads of other kernels must not be declared `__restrict__`: the compiler would take it for constant
 as long as the kernel runs, and might read it before the wait. Weights stay so declared, and are read before.
