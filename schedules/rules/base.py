@@ -45,6 +45,11 @@ def largest_divisor(extent: int, limit: int) -> int:
     return max(d for d in range(1, max(limit, 1) + 1) if extent % d == 0)
 
 
+def whole_block(threads: int, most: int) -> int:
+    """Threads of a block: `most`, half or a quarter of it, such that the last block needs no test; else `most`."""
+    return next((n for n in (most, most // 2, most // 4) if threads % n == 0), most)
+
+
 def extent_of(sch: s_tir.Schedule, loop: s_tir.schedule.LoopRV) -> int:
     """Extent of a loop; raises ValueError when it is not a constant."""
     extent = sch.get(loop).extent

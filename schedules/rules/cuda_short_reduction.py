@@ -14,7 +14,14 @@ from tvm import ir, s_tir, tirx
 from tvm.s_tir.dlight import ScheduleRule
 from tvm.target import Target
 
-from tvm_sparse.schedules.rules.base import accesses_of, extent_of, inline_injective, inspect, only_reduction
+from tvm_sparse.schedules.rules.base import (
+    accesses_of,
+    extent_of,
+    inline_injective,
+    inspect,
+    only_reduction,
+    whole_block,
+)
 from tvm_sparse.schedules.rules.cuda_window import ENOUGH_THREADS
 from tvm_sparse.schedules.rules.window_pattern import uses
 
@@ -60,7 +67,7 @@ class ShortReduction(ScheduleRule):
                 sch.unroll(loop)
         for loop in own:
             sch.unroll(loop)
-        grid, thread = sch.split(element, [None, BLOCK_THREADS])
+        grid, thread = sch.split(element, [None, whole_block(extent_of(sch, element), BLOCK_THREADS)])
         sch.bind(grid, "blockIdx.x")
         sch.bind(thread, "threadIdx.x")
         for loop in sch.get_loops(sch.decompose_reduction(total, sch.get_loops(total)[2]))[2:]:
