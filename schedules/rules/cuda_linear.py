@@ -32,8 +32,8 @@ WIDTHS = (32, 16, 8)
 ENOUGH_BLOCKS = 240
 #: Rows of a thread; rows of a block, at most and at least where the layer has more.
 ROWS, MOST_ROWS, LEAST_ROWS = 8, 32, 16
-#: Warps of a block; rows of w that a thread reads together, at most, and where products count as well as reading.
-WARPS, TOGETHER, FEW_TOGETHER = 16, 8, 4
+#: Warps of a block; rows of w that a thread reads together, at most.
+WARPS, TOGETHER = 16, 8
 #: Runs that may be staged at a time: more hide more latency.
 PIECES = (1, 2, 4)
 SHARED, FLOAT_BYTES = "shared.dyn", 4
@@ -98,8 +98,7 @@ def _cut(product: Product, shared_bytes: int) -> Cut | None:
             short = own < ROWS and k < 2 * warps * lanes * TOGETHER
             if k % (warps * lanes * VECTOR) or ((idle or short) and not tested):
                 continue
-            most = TOGETHER if own < ROWS else FEW_TOGETHER
-            together = most if k % (warps * lanes * most) == 0 else VECTOR
+            together = TOGETHER if k % (warps * lanes * TOGETHER) == 0 else VECTOR
             chunk = warps * lanes * together
             sums = chunk // together * rows * width * FLOAT_BYTES
             fitting_pieces = [0] if sums <= shared_bytes else []
