@@ -4,6 +4,8 @@
         if step < chunks: start to copy chunk `step`
         if step > 0: wait for the chunk before, and work on it
 
+Or, with a single buffer, of the chunk that is worked on next: other blocks of the multiprocessor work meanwhile.
+
 TVM's own software pipeline gives plain copies, and its cp.async pass refuses predicated ones (TVM 0.27).
 """
 
@@ -16,13 +18,37 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.script import tirx as T
 
-COPY_AHEAD = "copy_ahead"
+COPY_AHEAD, COPY_AT_ONCE = "copy_ahead", "copy_at_once"
 COPY_BYTES = 4
 
 
 def mark_copy_ahead(sch: s_tir.Schedule, loop: Any) -> None:
     """Mark the loop over chunks whose body first copies a chunk to shared memory, then works on it."""
     sch.annotate(loop, COPY_AHEAD, 1)
+
+
+def mark_copy_at_once(sch: s_tir.Schedule, loop: Any) -> None:
+    """Mark a loop over chunks as `mark_copy_ahead` does, for `copy_at_once`."""
+    sch.annotate(loop, COPY_AT_ONCE, 1)
+
+
+def copy_at_once(func: tirx.PrimFunc, buffer: Any) -> tirx.PrimFunc:
+    """In the loop that was marked, copy all of a chunk to `buffer`, whose elements have 4 bytes, and then wait."""
+
+    def store(node: tirx.BufferStore) -> Any:
+        return _start_copy(node) if node.buffer.same_as(buffer) else node
+
+    def rewrite(loop: tirx.For) -> Any:
+        if COPY_AT_ONCE not in loop.annotations:
+            return loop
+        *copies, work = (
+            tvm_ffi.structural_map(each, (tirx.BufferStore, store), order="post") for each in loop.body.seq
+        )
+        waiting = [tirx.Evaluate(T.ptx["cp.async.commit_group"]()), tirx.Evaluate(T.ptx["cp.async.wait_group"](0))]
+        body = tirx.SeqStmt([_barrier(), *copies, *waiting, _barrier(), work])
+        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, None, {})
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, rewrite), order="post"))
 
 
 def copy_ahead(func: tirx.PrimFunc, buffer: Any) -> tirx.PrimFunc:

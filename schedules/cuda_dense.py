@@ -8,8 +8,12 @@
         out := activation(part + bias + residual)
 
 A column of the filter costs a warp one conflict-free load for every pixel of a thread and a broadcast load for every
-four output channels, and feeds vector x pixels multiply-adds: with 8 x 8 the multiply-adds are the bound. Where that
-leaves too few warps the chunks are dealt out to `splits` warps, whose sums the block adds in shared memory.
+four output channels, and feeds vector x pixels multiply-adds: with 8 x 8 the multiply-adds are the bound. The windows
+of a thread's rows overlap if they are `adjacent`: what they share is loaded once. Where few warps are left the chunks
+are dealt out to `splits` warps, whose sums the block adds in shared memory.
+
+The next chunk is copied to a second buffer while one is summed. With a single buffer, and few registers, more blocks
+fit a multiprocessor, of which some sum while others copy.
 """
 
 from __future__ import annotations
@@ -28,9 +32,11 @@ from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import cuda_stages as stages
 from tvm_sparse.schedules import cuda_tiles as tiles
 from tvm_sparse.schedules import dense_cost
+from tvm_sparse.schedules.async_copy import copy_at_once, mark_copy_at_once
 from tvm_sparse.schedules.base import Kernel, Knobs, Template, closest_divisor
 from tvm_sparse.schedules.primitives import branch_copies, declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
+from tvm_sparse.schedules.storage import find_buffer, keep_resident
 from tvm_sparse.workload import ConvWorkload
 
 #: Multiply-adds of a thread that are written out without a loop; those of a row of the filter are in any case.
@@ -50,36 +56,40 @@ class CudaDense(Template):
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
         common = tiles.tile_space(workload)
         return {
-            **{name: common[name] for name in ("lanes", "pixels", "channels", "warps")},
+            **{name: common[name] for name in ("lanes", "pixels", "channels")},
+            "warps": dense_cost.WARPS,
             "vector": dense_cost.VECTORS,
             "splits": tuple(n for n in dense_cost.SPLITS if n <= workload.c_per_group),
+            "rows": ("apart", "adjacent"),
+            "buffers": dense_cost.BUFFERS,
+            "blocks_per_sm": dense_cost.RESIDENT,
         }
 
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
         return dense_cost.cheapest(workload, target)
 
     def estimate_us(self, workload: ConvWorkload, density: float, knobs: Knobs, target: Target) -> float:
-        warps, vector = int(knobs["warps"]), int(knobs["vector"])
         try:
-            tiling = self.tiling(workload, knobs)
-            dense_cost.check_block(tiling, warps, vector, target)
+            tiling, block = self.tiling(workload, knobs), dense_cost.Block.of(knobs)
+            dense_cost.check_block(tiling, block, target)
         except InputError:
             return math.inf
-        return dense_cost.estimate_us(tiling, warps, vector)
+        return dense_cost.estimate_us(tiling, block)
 
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> WarpTiling:
         lanes, pixels = tiles.extents(knobs["lanes"]), tiles.extents(knobs["pixels"])
-        return WarpTiling(workload, lanes, pixels, int(knobs["channels"]), int(knobs["splits"]))
+        adjacent = knobs["rows"] == "adjacent"
+        return WarpTiling(workload, lanes, pixels, int(knobs["channels"]), int(knobs["splits"]), adjacent)
 
     def shared_bytes(self, tiling: WarpTiling, knobs: Knobs) -> int:
-        """Shared memory of a block: two buffers of input and filter for every split, and the sums of the splits."""
-        return dense_cost.shared_bytes(tiling, int(knobs["warps"]), int(knobs["vector"]))
+        """Shared memory of a block: see dense_cost.shared_bytes."""
+        return dense_cost.shared_bytes(tiling, dense_cost.Block.of(knobs))
 
     def _kernel(self, workload: ConvWorkload, weight: NDArray, target: Target, chosen: dict[str, int | str]) -> Kernel:
-        tiling, vector = self.tiling(workload, chosen), int(chosen["vector"])
-        dense_cost.check_block(tiling, int(chosen["warps"]), vector, target)
-        constants = dense_filter(weight, tiling, int(chosen["warps"]) * vector)
-        func = self.schedule(dense_conv2d(tiling, constants, vector), tiling, chosen, target)
+        tiling, block = self.tiling(workload, chosen), dense_cost.Block.of(chosen)
+        dense_cost.check_block(tiling, block, target)
+        constants = dense_filter(weight, tiling, block.rows)
+        func = self.schedule(dense_conv2d(tiling, constants, block.vector), tiling, chosen, target)
         return self.finished(workload, chosen, func, constants)
 
     def schedule(self, conv: DirectConv, tiling: WarpTiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:
@@ -91,14 +101,24 @@ class CudaDense(Template):
         warp, *rest = inside.values()
         sch.bind(block, "blockIdx.x")
         if stored is None:
-            _sum_alone(sch, tiling, warp, rest, warps)
+            chunk = _sum_alone(sch, tiling, warp, rest, warps)
         else:
-            _sum_together(sch, tiling, stored, block, warp, rest, warps)
-        return branch_copies(keep_own_lane(sch.mod["main"], "part_local"))
+            chunk = _sum_together(sch, tiling, stored, block, warp, rest, warps)
+        if int(knobs["buffers"]) == 2:
+            _copy_ahead(sch, chunk)
+        else:
+            mark_copy_at_once(sch, chunk)
+        func = keep_own_lane(sch.mod["main"], "part_local")
+        if int(knobs["buffers"]) == 2:
+            func = branch_copies(func)
+        elif tiling.copy_width == 1:
+            func = copy_at_once(func, find_buffer(func, "tile_shared.dyn"))
+        blocks = int(knobs["blocks_per_sm"])
+        return keep_resident(func, blocks) if blocks else func
 
 
-def _sum_alone(sch: s_tir.Schedule, tiling: WarpTiling, warp: Any, rest: list[Any], warps: int) -> None:
-    """A warp sums all chunks for its output channels."""
+def _sum_alone(sch: s_tir.Schedule, tiling: WarpTiling, warp: Any, rest: list[Any], warps: int) -> Any:
+    """A warp sums all chunks for its output channels; returns the loop over chunks."""
     declare_whole_read(sch, sch.get_sblock("out"), "part", dims=2)
     sch.set_scope(sch.get_sblock("part"), 0, "local")
     lanes, own = rest[:3], rest[3:]
@@ -106,15 +126,15 @@ def _sum_alone(sch: s_tir.Schedule, tiling: WarpTiling, warp: Any, rest: list[An
     chunk = _sum(sch, tiling, warp, {"threadIdx.y": warps, "threadIdx.x": WARP})
     sch.bind(sch.fuse(*lanes), "threadIdx.x")
     stages.set_to_zero(sch, "part", chunk)
-    _copy_ahead(sch, chunk)
     for loop in own:
         sch.unroll(loop)
+    return chunk
 
 
 def _sum_together(
     sch: s_tir.Schedule, tiling: WarpTiling, stored: Any, block: Any, warp: Any, rest: list[Any], warps: int
-) -> None:
-    """The warps on threadIdx.y sum some chunks each; then every one adds up some of the sums."""
+) -> Any:
+    """The warps on threadIdx.y sum some chunks each; then every one adds up some of the sums. Returns that loop."""
     splits = tiling.splits
     axes = {"threadIdx.z": warps, "threadIdx.y": splits, "threadIdx.x": WARP}
     lanes, own = rest[:3], rest[3:]
@@ -140,8 +160,8 @@ def _sum_together(
     for loop, axis in zip((warp, worker, sch.fuse(*lanes)), axes, strict=True):
         sch.bind(loop, axis)
     stages.set_to_zero(sch, "part", chunk)
-    _copy_ahead(sch, chunk)
     stages.set_to_zero(sch, "sum", split)
+    return chunk
 
 
 def _sum(sch: s_tir.Schedule, tiling: WarpTiling, loop: Any, threads: dict[str, int]) -> Any:
@@ -149,7 +169,9 @@ def _sum(sch: s_tir.Schedule, tiling: WarpTiling, loop: Any, threads: dict[str, 
     part = sch.get_sblock("part")
     sch.compute_at(part, loop, preserve_unit_loops=True)
     *outside, kb, v, _, _, own, lane, chunk, c, r, s = sch.get_loops(part)
-    sch.reorder(lane, chunk, c, r, s, kb, v, own)
+    # Windows of adjacent rows overlap: with r innermost and written out, nvcc loads what they share once.
+    taps = [c, s, r] if tiling.adjacent else [c, r, s]
+    sch.reorder(lane, chunk, *taps, kb, v, own)
     sch.bind(lane, "threadIdx.x")
     above = len([*outside, lane, chunk])
     for name in ("filter", "tile"):
@@ -161,7 +183,10 @@ def _sum(sch: s_tir.Schedule, tiling: WarpTiling, loop: Any, threads: dict[str, 
         if name == "tile":
             if tiling.copy_width > 1:
                 run = sch.fuse(outer.pop(), run)
-            stages.share_copy(sch, outer, run, *tiling.copy_shape, tiling.copy_width, threads)
+            if dense_cost.by_rows(tiling):
+                _copy_rows(sch, outer, run, tiling, threads)
+            else:
+                stages.share_copy(sch, outer, run, *tiling.copy_shape, tiling.copy_width, threads)
         else:
             *shares, lane = sch.split(sch.fuse(*outer), [None, *threads.values()])[1:]
             for each, axis in zip((*shares, lane), threads, strict=True):
@@ -169,21 +194,44 @@ def _sum(sch: s_tir.Schedule, tiling: WarpTiling, loop: Any, threads: dict[str, 
             sch.vectorize(run)
     index = next(n for n, read in enumerate(sch.get(part).reads) if read.source.name.startswith("filter"))
     weights = sch.cache_read(part, index, "local")
-    sch.compute_at(weights, s, preserve_unit_loops=True)
+    sch.compute_at(weights, taps[-1], preserve_unit_loops=True)
     # Loads of single elements, which nvcc joins: were all accesses vectors, TVM 0.27 would refuse to copy them ahead.
     for each in sch.get_loops(weights)[-2:]:
         sch.unroll(each)
     unrolled = int(sch.get(v).extent) * int(sch.get(own).extent)
     for each in (own, v):
         sch.unroll(each)
-    for each in (s, r, c):
+    for each in reversed(taps):
         extent = int(sch.get(each).extent)
-        fitting = extent if each is s else closest_divisor(extent, max(1, MOST_UNROLLED // unrolled))
+        fitting = extent if each is taps[-1] else closest_divisor(extent, max(1, MOST_UNROLLED // unrolled))
         sch.unroll(sch.split(each, [None, fitting])[1])
         unrolled *= fitting
         if fitting < extent:
             break
     return chunk
+
+
+def _copy_rows(sch: s_tir.Schedule, outer: list[Any], run: Any, tiling: WarpTiling, threads: dict[str, int]) -> None:
+    """Share the copying of a tile, single elements row by row, among the threads of a block.
+
+    A thread's column stays the same from row to row. Neighbouring lanes copy neighbouring elements of the input,
+    whatever the stride: those of one column of every phase, then of the next.
+    """
+    rows, span = tiling.elements // tiling.pitch, tiling.col_axis.span
+    row, col = sch.split(run, [rows, tiling.pitch])
+    if tiling.workload.stride[1] > 1 and tiling.pitch > span:
+        phase, col = sch.split(col, [None, span])
+        sch.reorder(col, phase)
+        col = sch.fuse(col, phase)
+    cols = int(sch.get(col).extent)
+    several = math.prod(threads.values())
+    width = min((8, 16, 32), key=lambda lanes: (-(-cols // lanes) * -(-rows // (several // lanes)), -lanes))
+    again, lane_col = sch.split(col, [None, width])
+    below, *shares, lane_row = sch.split(row, [None, *list(threads.values())[:-1], WARP // width])
+    sch.reorder(*outer, again, below, *shares, lane_row, lane_col)
+    for share, axis in zip(shares, list(threads)[:-1], strict=True):
+        sch.bind(share, axis)
+    sch.bind(sch.fuse(lane_row, lane_col), list(threads)[-1])
 
 
 def _copy_ahead(sch: s_tir.Schedule, chunk: Any) -> None:

@@ -43,10 +43,13 @@ def cut_output(sch: s_tir.Schedule, tiling: AnyTiling, warps: int, per_warp: int
         n, *pair = sch.split(n, [None, PAIR])
     g, k = sch.split(k, [tiling.workload.groups, None])
     k_outer, warp, kb, v = sch.split(k, [None, warps, per_warp, vector])
-    cut = [
-        sch.split(loop, [None, own, lanes])
-        for loop, own, lanes in zip((n, p, q), tiling.pixels, tiling.lanes, strict=True)
-    ]
+    cut: list[tuple[Any, Any, Any]] = []
+    for axis, (loop, each, several) in enumerate(zip((n, p, q), tiling.pixels, tiling.lanes, strict=True)):
+        if axis == 1 and isinstance(tiling, WarpTiling) and tiling.adjacent:
+            tile, lane, pixel = sch.split(loop, [None, several, each])
+        else:
+            tile, pixel, lane = sch.split(loop, [None, each, several])
+        cut.append((tile, pixel, lane))
     tiles, own, lanes = zip(*cut, strict=True)
     sch.reorder(tiles[0], g, *tiles[1:], k_outer, warp, *lanes, kb, v, *own, *pair)
     names = ("lane_image", "lane_row", "lane_col", "own_image", "own_row", "own_col", "pair")

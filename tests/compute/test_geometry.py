@@ -66,9 +66,10 @@ def test_vector_tiles_lead_to_the_input(case, layout, size):
     lanes=st.sampled_from(LANES),
     pixels=st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7)),
     channels=st.integers(1, 5),
+    adjacent=st.booleans(),
 )
-def test_warp_tiles_lead_to_the_input(case, lanes, pixels, channels):
-    check_way(WarpTiling(case.workload, lanes, pixels, channels), np.random.default_rng(case.seed))
+def test_warp_tiles_lead_to_the_input(case, lanes, pixels, channels, adjacent):
+    check_way(WarpTiling(case.workload, lanes, pixels, channels, 1, adjacent), np.random.default_rng(case.seed))
 
 
 @settings(deadline=None, derandomize=True, max_examples=150)
@@ -88,11 +89,15 @@ def test_tiles_of_pairs_lead_to_the_input(case, lanes, pixels, channels):
 
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(
-    case=cases(), lanes=st.sampled_from(LANES), pixels=st.tuples(*[st.integers(1, 4)] * 3), channels=st.integers(1, 5)
+    case=cases(),
+    lanes=st.sampled_from(LANES),
+    pixels=st.tuples(*[st.integers(1, 4)] * 3),
+    channels=st.integers(1, 5),
+    adjacent=st.booleans(),
 )
-def test_every_thread_reads_inside_the_buffer(case, lanes, pixels, channels):
+def test_every_thread_reads_inside_the_buffer(case, lanes, pixels, channels, adjacent):
     """Those with a pixel beyond the output, too."""
-    tiling = WarpTiling(case.workload, lanes, pixels, channels)
+    tiling = WarpTiling(case.workload, lanes, pixels, channels, 1, adjacent)
     columns = np.arange(min(channels, case.workload.c_per_group) * case.workload.r * case.workload.s, dtype=np.int32)
     furthest = max(tiling.pixel_address(index) for index in itertools.product(*map(range, tiling.pixel_shape)))
     assert tiling.offsets(columns).min() >= 0 and tiling.offsets(columns).max() + furthest < tiling.elements

@@ -56,6 +56,14 @@ def test_splits_add_up(splits):
     assert complaint(case, **changes) is None
 
 
+@needs_gcc
+@pytest.mark.parametrize("changes", [{"buffers": 1}, {"rows": "adjacent"}, {"buffers": 1, "rows": "adjacent"}], ids=str)
+@pytest.mark.parametrize("layer", ["three channels, stride 2", "stride 4", "residual", "groups"])
+def test_single_buffers_and_adjacent_rows(layer, changes):
+    shape = {"lanes": "1x2x16", "pixels": "1x3x1", "channels": 2, "warps": 2, "vector": 4, "splits": 1}
+    assert complaint(Case(LAYERS[layer], 1.0, "", 5), **shape, blocks_per_sm=2, **changes) is None
+
+
 @pytest.mark.slow
 @needs_gcc
 def test_any_knobs_are_right():
@@ -105,6 +113,7 @@ def test_the_filter_keeps_its_weights_in_their_places():
 def test_what_does_not_fit_is_refused(changes, message):
     workload = ConvWorkload(32, 256, 14, 14, 256, 3, 3, padding=(1, 1, 1, 1))
     knobs = {"lanes": "1x2x16", "pixels": "1x1x1", "channels": 4, "warps": 1, "vector": 4, "splits": 1, **changes}
+    knobs |= {"rows": "apart", "buffers": 2, "blocks_per_sm": 0}
     with pytest.raises(InputError, match=message):
-        dense_cost.check_block(DENSE.tiling(workload, knobs), int(knobs["warps"]), int(knobs["vector"]), GPU)
+        dense_cost.check_block(DENSE.tiling(workload, knobs), dense_cost.Block.of(knobs), GPU)
     assert DENSE.applies(ConvWorkload(1, 8, 4, 4, 12, 1, 1, groups=2), GPU) is not None

@@ -56,6 +56,16 @@ def dense_filter(weight: NDArray, tiling: WarpTiling, rows: int) -> DenseFilter:
     return DenseFilter(np.ascontiguousarray(laid, tiling.workload.dtype))
 
 
+def _phase_by_phase(tap: Any, taps: int, stride: int) -> Any:
+    """The tap that comes at place `tap`: 0, stride, 2·stride, ..., then 1, stride + 1, ...
+
+    Adjacent rows share inputs between taps of the same phase only: so few of them are wanted at a time. In order where
+    more than one phase is short.
+    """
+    each = -(-taps // stride)
+    return tap if each * stride - taps > 1 else tap % each * stride + tap // each
+
+
 def dense_conv2d(tiling: WarpTiling, packed: DenseFilter, vector: int) -> DirectConv:
     """Convolution of `tiling.workload` with a filter laid out like `packed`, `vector` output channels a row block."""
     workload, width = tiling.workload, tiling.copy_width
@@ -82,12 +92,13 @@ def dense_conv2d(tiling: WarpTiling, packed: DenseFilter, vector: int) -> Direct
     )
 
     def partial_sum(tn: Any, split: Any, kb: Any, v: Any, ty: Any, tx: Any, own: Any, lane: Any) -> Any:
+        row_tap = _phase_by_phase(kr, r, workload.stride[0]) if tiling.adjacent else kr
         place = (tn, kb // (blocks // groups), ty, tx, chunk * tiling.splits + split)
-        tap = tiling.row_axis.position(kr) * tiling.pitch + tiling.col_axis.position(ks)
+        tap = tiling.row_axis.position(row_tap) * tiling.pitch + tiling.col_axis.position(ks)
         at = c * tiling.channel_stride + tap + tiling.pixel_address((own, lane))
         element = tile[(*place, at // width, at % width)] if width > 1 else tile[(*place, at)]
         row = kb % (rows // vector) * vector + v
-        weight = weights[place[4], kb // (rows // vector), c, kr, ks, row // WIDTH, row % WIDTH]
+        weight = weights[place[4], kb // (rows // vector), c, row_tap, ks, row // WIDTH, row % WIDTH]
         return te.sum(weight.astype("float32") * element.astype("float32"), axis=[chunk, c, kr, ks])
 
     shape = (blocks, vector, grid_rows, grid_cols, *tiling.pixel_shape)

@@ -1,8 +1,9 @@
 """How output pixels lie on the threads of a warp, and where in a GPU tile's input a filter column stands.
 
 A warp's 32 lanes are `lanes` = (images, rows, columns) neighbouring output pixels of one output channel; a thread
-holds `pixels` = (images, rows, columns) of them, a whole warp's extent apart. So a tile has lanes x pixels output
-pixels along every axis, and lanes need not be wasted on 7 or 14 columns: a warp may lie across images.
+holds `pixels` = (images, rows, columns) of them, a whole warp's extent apart, or with `adjacent` rows that follow one
+another, whose windows overlap. So a tile has lanes x pixels output pixels along every axis, and lanes need not be
+wasted on 7 or 14 columns: a warp may lie across images.
 
 The tile's input, for one chunk of channels, is one flat buffer with
 
@@ -100,7 +101,8 @@ class Axis:
 class WarpTiling:
     """Tiles of lanes x pixels output pixels, (images, rows, columns) each, and `channels` input channels a chunk.
 
-    `splits` cuts the chunks of a row into that many independent partial sums (see direct_conv2d).
+    `splits` cuts the chunks of a row into that many independent partial sums (see direct_conv2d). A thread's rows lie
+    next to each other if `adjacent`.
 
     Raises
     ------
@@ -113,6 +115,7 @@ class WarpTiling:
     pixels: Extents
     channels: int
     splits: int = 1
+    adjacent: bool = False
 
     def __post_init__(self) -> None:
         if math.prod(self.lanes) != WARP:
@@ -209,7 +212,8 @@ class WarpTiling:
             pitches = range(overlapping, int(narrow * WIDEST_PITCH) + 1 if several else narrow + 1, step)
             pads = range(0, BANKS if self.lanes[0] > 1 else 1, step)
             options = [(pitch, height * pitch + pad) for pitch in pitches for pad in pads]
-        return _least_conflicts(self.lanes, self._limits, tuple(options), ELEMENT_BYTES[self.workload.dtype])
+        size = ELEMENT_BYTES[self.workload.dtype]
+        return _least_conflicts(self.lanes, self._limits, tuple(options), size, self._row_step)
 
     @property
     def _overlap(self) -> int:
@@ -231,7 +235,13 @@ class WarpTiling:
     @cached_property
     def conflicts(self) -> int:
         """Loads of the busiest memory bank when a warp reads its pixels."""
-        return _busiest(self.lanes, self._limits, self._strides, ELEMENT_BYTES[self.workload.dtype])
+        size = ELEMENT_BYTES[self.workload.dtype]
+        return _busiest(self.lanes, self._limits, self._strides, size, self._row_step)
+
+    @property
+    def _row_step(self) -> int:
+        """Output rows from one row of lanes to the next."""
+        return self.pixels[1] if self.adjacent else 1
 
     @cached_property
     def channel_stride(self) -> int:
@@ -293,14 +303,17 @@ class WarpTiling:
         (images, rows, cols), (_, own_rows, own_cols) = self.lanes, self.pixels
         image, row, col = self._lane(lane, min if isinstance(lane, int) else tirx.min)
         image = own // (own_rows * own_cols) * images + image
-        row = own // own_cols % own_rows * rows + row
+        own_row = own // own_cols % own_rows
+        row = row * own_rows + own_row if self.adjacent else own_row * rows + row
         return image * self.image_stride + row * self.pitch + own % own_cols * cols + col
 
     def pixel_index(self, n: Any, p: Any, q: Any) -> tuple[Any, Any]:
         """Where output pixel (n, p, q) stands in the pixel dimensions of a partial sum of its tile."""
         (images, rows, cols), (_, own_rows, own_cols) = self.lanes, self.pixels
-        own = (n % self.images // images * own_rows + p % self.rows // rows) * own_cols + q % self.cols // cols
-        return own, (n % images * rows + p % rows) * cols + q % cols
+        row = p % self.rows
+        own_row, row = (row % own_rows, row // own_rows) if self.adjacent else (row // rows, row % rows)
+        own = (n % self.images // images * own_rows + own_row) * own_cols + q % self.cols // cols
+        return own, (n % images * rows + row) * cols + q % cols
 
     def source(self, copy: Any, element: Any, chunk: Any, image_tile: Any, tile_row: Any, tile_col: Any) -> Source:
         """Where in the input buffer element copy·copy_width + element comes from."""
@@ -340,25 +353,30 @@ class WarpTiling:
 
 @lru_cache(maxsize=4096)
 def _least_conflicts(
-    lanes: Extents, limits: Extents, options: tuple[tuple[int, int], ...], element_bytes: int
+    lanes: Extents, limits: Extents, options: tuple[tuple[int, int], ...], element_bytes: int, row_step: int
 ) -> tuple[int, int]:
     """The (row stride, image stride) with the fewest bank conflicts, of those the one of least memory."""
-    conflicts = _conflicts(lanes, limits, options, element_bytes)
+    conflicts = _conflicts(lanes, limits, options, element_bytes, row_step)
     return min(zip(conflicts, options, strict=True), key=lambda pair: (pair[0], pair[1][1]))[1]
 
 
 @lru_cache(maxsize=4096)
-def _busiest(lanes: Extents, limits: Extents, strides: tuple[int, int], element_bytes: int) -> int:
-    return int(_conflicts(lanes, limits, (strides,), element_bytes)[0])
+def _busiest(lanes: Extents, limits: Extents, strides: tuple[int, int], element_bytes: int, row_step: int) -> int:
+    return int(_conflicts(lanes, limits, (strides,), element_bytes, row_step)[0])
 
 
-def _conflicts(lanes: Extents, limits: Extents, options: tuple[tuple[int, int], ...], element_bytes: int) -> NDArray:
-    """For every (row stride, image stride): loads of the busiest bank when a warp reads its pixels."""
+def _conflicts(
+    lanes: Extents, limits: Extents, options: tuple[tuple[int, int], ...], element_bytes: int, row_step: int
+) -> NDArray:
+    """For every (row stride, image stride): loads of the busiest bank when a warp reads its pixels.
+
+    Rows of lanes are `row_step` rows apart.
+    """
     image, row, col = (
         np.minimum(place, limit) for place, limit in zip(np.unravel_index(range(WARP), lanes), limits, strict=True)
     )
     strides = np.array(options)
-    words = (image * strides[:, 1:] + row * strides[:, :1] + col) * element_bytes // BANK_BYTES
+    words = (image * strides[:, 1:] + row * row_step * strides[:, :1] + col) * element_bytes // BANK_BYTES
     words.sort(axis=1)
     # Lanes that read the same word share one load.
     first = np.diff(words, axis=1, prepend=-1) != 0
