@@ -216,7 +216,7 @@ class _Places(_Copies):
             if tvm_ffi.structural_equal(*tests):
                 tests, loads, zeros = tests[:1], [tirx.SeqStmt(loads)], [tirx.SeqStmt(zeros)]
             parts = [tirx.IfThenElse(*each) for each in zip(tests, loads, zeros, strict=True)]
-            return self._guarded(chunk, new, parts[0] if len(parts) == 1 else tirx.SeqStmt(parts))
+            return self._guarded(chunk, new, _sequence(parts))
 
         return _nested(self._chunks, chunk, self._around, load)
 
@@ -228,7 +228,7 @@ class _Places(_Copies):
             parts = [
                 self._stored(word + first, at, list(range(first, first + run))) for first in range(0, self._width, run)
             ]
-            return self._guarded(chunk, new, parts[0] if len(parts) == 1 else tirx.SeqStmt(parts))
+            return self._guarded(chunk, new, _sequence(parts))
 
         return _nested(self._chunks, chunk, self._around, store)
 
@@ -261,7 +261,7 @@ class _Planes(_Copies):
     def _steps(self, chunk: Any, of_step: Callable[[Any, Any, int], Any]) -> Any:
         def steps(new: list[tuple[Any, Any]]) -> Any:
             parts = [of_step(chunk, self._thread(new), step) for step in range(self._planes.steps)]
-            return parts[0] if len(parts) == 1 else tirx.SeqStmt(parts)
+            return _sequence(parts)
 
         return _nested(self._chunks, chunk, self._nest.threads, steps)
 
@@ -300,7 +300,7 @@ class _Planes(_Copies):
             store = self._stored(word, [_number(step)], list(range(first, first + run)))
             is_read = self._planes.is_read(element + first)
             parts.append(tirx.IfThenElse(tirx.all(*is_read), store, None) if is_read else store)
-        return tirx.IfThenElse(inside, tirx.SeqStmt(parts), None)
+        return tirx.IfThenElse(inside, _sequence(parts), None)
 
     def _inside(self, chunk: Any, thread: Any, step: int) -> tuple[Any, Any, Any, Any]:
         tiling = self._planes.tiling
@@ -317,6 +317,10 @@ class _Planes(_Copies):
         store = self._stored_words(word, [tirx.const(0, self.tile.dtype)] * PAIR)
         store = tirx.IfThenElse(word < words, store, None)
         return tirx.For(again, _number(0), _number(-(-words // threads)), tirx.ForKind.SERIAL, store, None, {})
+
+
+def _sequence(parts: list[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else tirx.SeqStmt(parts)
 
 
 def _number(value: int) -> Any:
