@@ -26,6 +26,7 @@ from benchmarks.gpu_layers.layers import FILE, derive, layers, write
 from benchmarks.records import RESULTS, environment
 
 RECORD = RESULTS / "gpu_layers.json"
+LOGS = ("shipped", "none")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +77,7 @@ def _add_cases(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sparsity", type=_split, default=[], metavar="Z,…", help="in place of the preset's")
     command.add_argument("--dtype", choices=DTYPES, default="float32")
     command.add_argument("--templates", type=_split, default=["*"], metavar="GLOBS", help="of ours (default: all)")
+    command.add_argument("--log", default="shipped", metavar="LOG", help="tuning log: a folder, shipped or none")
     command.add_argument("--candidates", type=Path, help="JSON of knobs to try; see variants.py")
     command.add_argument("--weights", type=Path, help="folder of published filters, for --preset real")
     command.add_argument("--seed", type=int, default=2026, help="of masks, values and inputs")
@@ -152,6 +154,7 @@ def _run(options: argparse.Namespace) -> int:
         "device": {**vars(device), "l2_flush_bytes": FLUSH_BYTES},
         "libraries": _libraries(),
         "seed": options.seed,
+        "log": options.log if options.log in LOGS else "a folder",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
     pool = CompilerPool(options.kernels, options.jobs, options.compile_limit)
@@ -189,12 +192,26 @@ def _jobs(options: argparse.Namespace, arch: str) -> dict[Case, list[Any]]:
     )
     candidates = read_candidates(options.candidates) if options.candidates else []
     target = job_target(arch)
+    known = _known(options.log, target)
     jobs = {}
     for case in cases:
         filters = (options.weights, digests[case.source]) if case.source else (None, "")
-        variants = variants_of(case, target, candidates, options.templates)
+        variants = variants_of(case, target, candidates, options.templates, known)
         jobs[case] = [Job(case, variant, arch, options.seed, *filters) for variant in variants]
     return jobs
+
+
+def _known(log: str, target: Any) -> Any:
+    """What `compile` would know of this log, or None."""
+    if log == "none":
+        return None
+    from tvm_sparse.tuning.log_files import read_log, shipped_logs
+    from tvm_sparse.tuning.lookup import KnownKernels
+
+    read = read_log(shipped_logs() if log == "shipped" else log)
+    for problem in read.problems:
+        _tell(problem)
+    return KnownKernels.for_target(read.records, target)
 
 
 def _libraries() -> dict[str, Any]:

@@ -206,11 +206,12 @@ def _head(case: Measured) -> list[str]:
 
 
 def _ours(case: Measured) -> list[str]:
-    """Our time with its spread, and the template."""
+    """Our time with its spread, and the template, with where its knobs are from unless they are its default."""
     ours = case.record["ours"]
     time = ours["time"]
     spread = f" ({time['p10_us']:.3g}–{time['p90_us']:.3g})"
-    return [microseconds(case.us) + spread, ours["template"].removeprefix("cuda_")]
+    source = "" if ours["default"] else " (log)" if ours.get("logged") else " (tried)"
+    return [microseconds(case.us) + spread, ours["template"].removeprefix("cuda_") + source]
 
 
 def _best_of(case: Measured, template: str) -> float | None:

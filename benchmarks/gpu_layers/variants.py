@@ -1,4 +1,5 @@
-"""What of ours is tried on a case: each template with its default knobs, and the knobs of a candidates file.
+"""What of ours is tried on a case: each template with its default knobs, what `compile` would take from a tuning log
+for the layer, bare and with bias and ReLU as most stand in a network, and the knobs of a candidates file.
 
 A candidates file is a list of
 
@@ -12,16 +13,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu_layers.cases import Case
 from tvm_sparse.errors import InputError
+from tvm_sparse.workload import Epilogue
+
+if TYPE_CHECKING:
+    from tvm_sparse.tuning.lookup import KnownKernels
 
 #: Measured only where nothing else runs: it is right, and slow.
 LAST_RESORT = "fallback"
+#: What stands behind a layer where a log is asked for it.
+EPILOGUES = (Epilogue(), Epilogue(bias=True, activation="relu"))
 _FIELDS = {"template", "layers", "batch", "sparsity", "dtype", "knobs"}
 
 
@@ -47,11 +54,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Variant:
-    """A template with complete knobs; `default` if they are its own choice."""
+    """A template with complete knobs; `default` if they are its own choice.
+
+    `logged` says how the layer's record was found that `compile` takes them from, "exact" or "nearest", if it does.
+    """
 
     template: str
     knobs: dict[str, int | str]
     default: bool
+    logged: str = ""
 
     @property
     def last_resort(self) -> bool:
@@ -93,9 +104,13 @@ def winners(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def variants_of(
-    case: Case, target: Any, candidates: Sequence[Candidate] = (), templates: Sequence[str] = ("*",)
+    case: Case,
+    target: Any,
+    candidates: Sequence[Candidate] = (),
+    templates: Sequence[str] = ("*",),
+    known: KnownKernels | None = None,
 ) -> list[Variant]:
-    """The variants of a case, each once, the last resort last.
+    """The variants of a case, each once, the last resort last; `known` is what a tuning log has for the target.
 
     Raises
     ------
@@ -106,6 +121,7 @@ def variants_of(
 
     workload = case.workload()
     found: list[Variant] = []
+    logged = _logged(case, known) if known is not None else []
     for template in TEMPLATES:
         if not any(fnmatch(template.name, pattern) for pattern in templates):
             continue
@@ -113,6 +129,11 @@ def variants_of(
             continue
         default = dict(template.default(workload, 1 - case.sparsity, target))
         found.append(Variant(template.name, default, True))
+        # As `compile` does, take no knobs of another version of the template.
+        own = [v for v in logged if v.template == template.name and set(v.knobs) == set(default)]
+        if match := next((v.logged for v in own if v.knobs == default), ""):
+            found[-1] = replace(found[-1], logged=match)
+        found += [v for v in own if v.knobs != default]
         for candidate in candidates:
             if candidate.template == template.name and candidate.matches(case):
                 for knobs in candidate.knobs:
@@ -121,4 +142,17 @@ def variants_of(
                     variant = Variant(template.name, {**default, **knobs}, False)
                     if all(variant.knobs != known.knobs or known.template != template.name for known in found):
                         found.append(variant)
+    return found
+
+
+def _logged(case: Case, known: KnownKernels) -> list[Variant]:
+    """What `compile` takes from a log for the layer, each once."""
+    found: list[Variant] = []
+    for epilogue in EPILOGUES:
+        match = known.find(replace(case.workload(), epilogue=epilogue), 1 - case.sparsity)
+        if match is None or match.sparse is None:
+            continue
+        variant = Variant(match.sparse.template, dict(match.sparse.knobs), False, match.match)
+        if all((variant.template, variant.knobs) != (other.template, other.knobs) for other in found):
+            found.append(variant)
     return found

@@ -48,6 +48,7 @@ def fill(store: Store, cases: list[Case], us=lambda case: 4.0, template: str = "
             "binding": "operands",
             "ours": {
                 "template": template,
+                "default": True,
                 "time": timing(ours),
                 "warm_icache": timing(ours * 0.8),
                 "cold_l2": timing(ours * 1.5),
@@ -126,6 +127,18 @@ def test_published_filters_are_held_against_random_ones(path):
     assert found.find(report(path)).value == pytest.approx(80)
     assert "| caffenet_a/conv3 (alex3) | 1 | 95.0% | 3.0 |" in tables.published_filters(report(path))
     assert "| 80% |" in tables.published_filters(report(path))
+
+
+@pytest.mark.parametrize(
+    ("default", "logged", "text"),
+    [(True, "exact", "| pixel |"), (False, "exact", "| pixel (log) |"), (False, "", "| pixel (tried) |")],
+)
+def test_tables_say_where_knobs_are_from(path, default, logged, text):
+    fill(Store(path), [Case("alex3", 1, 0.9)])
+    store = Store(path)
+    store.cases[0]["ours"] |= {"default": default, "logged": logged}
+    store.write()
+    assert text in tables.reference_layers(report(path))
 
 
 def test_crossovers_in_table_and_figure(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from benchmarks.gpu_layers.cases import Case, select_cases
 from benchmarks.gpu_layers.layers import FILE, derive, layer_of, layers, write
 from benchmarks.gpu_layers.variants import Variant, read_candidates, variants_of, winners
 from benchmarks.gpu_layers.weights import RealWeight, random_weight, real_weights, weight_of
+from tests.tuning.making import record
 from tvm_sparse.errors import InputError
+from tvm_sparse.tuning.lookup import KnownKernels
+from tvm_sparse.workload import Epilogue
 
 REAL = RealWeight("caffenet_a/conv3", "alex3", 0.95, "")
 
@@ -168,6 +172,29 @@ def test_variants_are_the_defaults_and_the_candidates(tmp_path):
     assert variants_of(Case("r50_14_3", 1, 0.9), target(), candidates, ["cuda_pixel"]) == variants_of(
         Case("r50_14_3", 1, 0.9), target(), (), ["cuda_pixel"]
     )
+
+
+def test_what_compile_takes_from_a_log_is_a_variant():
+    case = Case("r50_14_3", 32, 0.9)
+    default = next(v for v in variants_of(case, target()) if v.template == "cuda_pixel")
+    bare, fused = default.knobs, {**default.knobs, "warps": 4}
+    other_version = {**default.knobs, "forgotten": 1}
+
+    def found(*records):
+        known = KnownKernels(
+            record(workload=replace(case.workload(), epilogue=behind), density=part, template="cuda_pixel", knobs=knobs)
+            for knobs, behind, part in records
+        )
+        return variants_of(case, target(), templates=["cuda_pixel"], known=known)
+
+    relu = Epilogue(bias=True, activation="relu")
+    both = found((bare, Epilogue(), 0.1), (fused, relu, 0.1))
+    assert [(v.knobs["warps"], v.default, v.logged) for v in both] == [
+        (bare["warps"], True, "exact"),
+        (4, False, "exact"),
+    ]
+    assert [(v.default, v.logged) for v in found((fused, Epilogue(), 0.05))] == [(True, ""), (False, "nearest")]
+    assert found((other_version, Epilogue(), 0.1)) == [default]
 
 
 def test_winners_become_candidates(tmp_path):
