@@ -82,3 +82,9 @@ class Tiling(Protocol):
 
     def source(self, copy: Any, element: Any, chunk: Any, image_tile: Any, tile_row: Any, tile_col: Any) -> Source:
         """Where in the input buffer element copy·copy_width + element comes from."""
+
+
+def even_chunks(workload: ConvWorkload, channels: int, splits: int) -> int:
+    """Chunks of `channels` of a group, rounded up so that every split has equally many."""
+    needed = -(-workload.c_per_group // channels)
+    return -(-needed // splits) * splits

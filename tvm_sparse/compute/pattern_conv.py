@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx
 
+from tvm_sparse.compute.banks import BANK_BYTES, BANKS
 from tvm_sparse.compute.direct_conv import DirectConv
 from tvm_sparse.compute.epilogue import output_stage
 from tvm_sparse.compute.pair_tiling import PAIR, pair_axis
-from tvm_sparse.compute.warp_tiling import BANK_BYTES, BANKS
 from tvm_sparse.errors import InputError
 from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 

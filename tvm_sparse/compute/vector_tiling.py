@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tvm_sparse.compute.geometry import Source
+from tvm_sparse.compute.geometry import Source, even_chunks
 from tvm_sparse.errors import InputError
 from tvm_sparse.workload import ConvWorkload
 
@@ -44,9 +44,7 @@ class VectorTiling:
 
     @property
     def chunks(self) -> int:
-        """Chunks of channels, rounded up so that every split has equally many."""
-        needed = -(-self.workload.c_per_group // self.channels)
-        return -(-needed // self.splits) * self.splits
+        return even_chunks(self.workload, self.channels, self.splits)
 
     @property
     def images(self) -> int:

@@ -21,80 +21,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
-from tvm_sparse.compute.geometry import Source
+from tvm_sparse.compute.axis import Axis
+from tvm_sparse.compute.banks import BANKS, WARP, Extents, busiest, least_conflicts
+from tvm_sparse.compute.geometry import Source, even_chunks
 from tvm_sparse.errors import InputError
 from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
-WARP = 32
-BANKS = 32
-BANK_BYTES = 4
 #: Rows of a tile may be widened by this factor where that keeps its pixels in different banks.
 WIDEST_PITCH = 1.3
 
 #: TVM 0.27 forgets to place a shared buffer of 4 bytes or less: two of these, or one word and another, are more.
 FEWEST_ELEMENTS = 2
-
-Extents = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Rows or columns of a tile: `tile` output positions of which `out` at most exist, `taps` of the kernel.
-
-    Position x·stride + phase of the input stands at `margin + phase // step * span + x`.
-    """
-
-    out: int
-    tile: int
-    taps: int
-    stride: int
-    dilation: int
-    margin: int = 0
-
-    @cached_property
-    def _phases(self) -> tuple[int, int]:
-        used = sorted({tap * self.dilation % self.stride for tap in range(self.taps)})
-        step = used[1] if len(used) > 1 else 1
-        if used == list(range(0, step * len(used), step)):
-            return len(used), step
-        step = math.gcd(self.dilation, self.stride)
-        return self.stride // step, step
-
-    @property
-    def span(self) -> int:
-        """Stored positions of one phase."""
-        return min(self.tile, self.out) + (self.taps - 1) * self.dilation // self.stride
-
-    @property
-    def size(self) -> int:
-        """Stored positions."""
-        return self.margin + self._phases[0] * self.span
-
-    @property
-    def phases(self) -> int:
-        """Phases that are stored, the first ones; 0 if those are others, or spread over several strides."""
-        return self._phases[0] if self._phases[1] == 1 else 0
-
-    def place(self, x: Any) -> Any:
-        """Where the input x positions behind the first one of the tile stands."""
-        return self.margin + x % self.stride // self._phases[1] * self.span + x // self.stride
-
-    def position(self, tap: Any) -> Any:
-        """Where the input of output 0 and a tap stands."""
-        return self.place(tap * self.dilation)
-
-    def source(self, position: Any) -> Any:
-        """The input position stored there, from the first input of the tile."""
-        if self._phases[0] == 1:
-            return (position - self.margin) * self.stride
-        return position % self.span * self.stride + position // self.span * self._phases[1]
 
 
 @dataclass(frozen=True)
@@ -125,9 +69,7 @@ class WarpTiling:
 
     @property
     def chunks(self) -> int:
-        """Chunks of channels, rounded up so that every split has equally many."""
-        needed = -(-self.workload.c_per_group // self.channels)
-        return -(-needed // self.splits) * self.splits
+        return even_chunks(self.workload, self.channels, self.splits)
 
     @property
     def images(self) -> int:
@@ -213,7 +155,7 @@ class WarpTiling:
             pads = range(0, BANKS if self.lanes[0] > 1 else 1, step)
             options = [(pitch, height * pitch + pad) for pitch in pitches for pad in pads]
         size = ELEMENT_BYTES[self.workload.dtype]
-        return _least_conflicts(self.lanes, self._limits, tuple(options), size, self._row_step)
+        return least_conflicts(self.lanes, self._limits, tuple(options), size, self._row_step)
 
     @property
     def _overlap(self) -> int:
@@ -236,7 +178,7 @@ class WarpTiling:
     def conflicts(self) -> int:
         """Loads of the busiest memory bank when a warp reads its pixels."""
         size = ELEMENT_BYTES[self.workload.dtype]
-        return _busiest(self.lanes, self._limits, self._strides, size, self._row_step)
+        return busiest(self.lanes, self._limits, self._strides, size, self._row_step)
 
     @property
     def _row_step(self) -> int:
@@ -349,36 +291,3 @@ class WarpTiling:
         if self.grid[0] * self.images > workload.n:
             inside.append(image < workload.n)
         return Source(image, channel, row, col, inside)
-
-
-@lru_cache(maxsize=4096)
-def _least_conflicts(
-    lanes: Extents, limits: Extents, options: tuple[tuple[int, int], ...], element_bytes: int, row_step: int
-) -> tuple[int, int]:
-    """The (row stride, image stride) with the fewest bank conflicts, of those the one of least memory."""
-    conflicts = _conflicts(lanes, limits, options, element_bytes, row_step)
-    return min(zip(conflicts, options, strict=True), key=lambda pair: (pair[0], pair[1][1]))[1]
-
-
-@lru_cache(maxsize=4096)
-def _busiest(lanes: Extents, limits: Extents, strides: tuple[int, int], element_bytes: int, row_step: int) -> int:
-    return int(_conflicts(lanes, limits, (strides,), element_bytes, row_step)[0])
-
-
-def _conflicts(
-    lanes: Extents, limits: Extents, options: tuple[tuple[int, int], ...], element_bytes: int, row_step: int
-) -> NDArray:
-    """For every (row stride, image stride): loads of the busiest bank when a warp reads its pixels.
-
-    Rows of lanes are `row_step` rows apart.
-    """
-    image, row, col = (
-        np.minimum(place, limit) for place, limit in zip(np.unravel_index(range(WARP), lanes), limits, strict=True)
-    )
-    strides = np.array(options)
-    words = (image * strides[:, 1:] + row * row_step * strides[:, :1] + col) * element_bytes // BANK_BYTES
-    words.sort(axis=1)
-    # Lanes that read the same word share one load.
-    first = np.diff(words, axis=1, prepend=-1) != 0
-    banks = words % BANKS + np.arange(len(words))[:, None] * BANKS
-    return np.bincount(banks[first], minlength=len(words) * BANKS).reshape(-1, BANKS).max(axis=1)
