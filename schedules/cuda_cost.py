@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from tvm.target import Target
 
+from tvm_sparse.compute.flat_tiling import FlatTiling, flat_pixels
 from tvm_sparse.compute.pair_tiling import PAIR, PairTiling, words_of
 from tvm_sparse.compute.warp_tiling import WARP, WarpTiling
 from tvm_sparse.errors import InputError
@@ -177,7 +178,7 @@ def _candidates(
     text = tiles.format_for(workload, density)
     row_blocks = -(-workload.k_per_group // tiles.vector_of({"format": text}))
     # A block may have idle rows, but not half of them, and none where it would reach over two groups.
-    blocks = [(warps, per_warp) for warps in (1, 2, 4, 8, 16, 32) for per_warp in (1, 2, 4, 8)]
+    blocks = [(warps, per_warp) for warps in tiles.warp_counts(workload) for per_warp in (1, 2, 4, 8)]
     if workload.groups > 1:
         blocks = [(w, r) for w, r in blocks if row_blocks % (w * r) == 0]
     else:
@@ -186,15 +187,21 @@ def _candidates(
     blocks = [(w, r) for w, r in blocks if w >= most_warps // 4]
     pairs = {} if splits else tiles.default_pairs(workload, density)
     paired = pairs.get("pairs", tiles.NO_PAIRS) != tiles.NO_PAIRS
-    for (lanes, pixels), split in product(shapes(words_of(workload) if paired else workload), splits or (1,)):
+    layouts: list[tuple[tiles.Extents | str, tiles.Extents]] = list(shapes(words_of(workload) if paired else workload))
+    if not paired:
+        layouts += [(tiles.FLAT, pixels) for pixels in flat_pixels(workload, tiles.MOST_PIXELS)]
+    for (lanes, pixels), split in product(layouts, splits or (1,)):
         share = -(-workload.c_per_group // split)
         for channels in sorted({-(-share // parts) for parts in (1, 2, 3, 4, 6, 8, 16, 32)}):
-            tiling = (PairTiling if paired else WarpTiling)(workload, lanes, pixels, channels, split)
+            if isinstance(lanes, str):
+                tiling: WarpTiling | PairTiling = FlatTiling(workload, (1, 1, WARP), pixels, channels, split)
+            else:
+                tiling = (PairTiling if paired else WarpTiling)(workload, lanes, pixels, channels, split)
             expected = density * channels * workload.r * workload.s
             if pairs.get("pairs") == "float16" and channels > 1 and expected > HALF_SUMMED:
                 continue
             knobs: dict[str, int | str] = {
-                "lanes": tiles.extents_text(lanes),
+                "lanes": lanes if isinstance(lanes, str) else tiles.extents_text(lanes),
                 "pixels": tiles.extents_text(pixels),
                 "channels": channels,
                 "pad_to": 4 if expected >= 12 else 2 if expected >= 4 else 1,

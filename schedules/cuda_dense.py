@@ -54,9 +54,10 @@ class CudaDense(Template):
         return None
 
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
-        common = tiles.tile_space(workload)
         return {
-            **{name: common[name] for name in ("lanes", "pixels", "channels")},
+            "lanes": tuple(map(tiles.extents_text, tiles.lane_shapes(workload))),
+            "pixels": tuple(map(tiles.extents_text, tiles.pixel_shapes(workload))),
+            "channels": tiles.tile_space(workload)["channels"],
             "warps": dense_cost.WARPS,
             "vector": dense_cost.VECTORS,
             "splits": tuple(n for n in dense_cost.SPLITS if n <= workload.c_per_group),

@@ -63,8 +63,9 @@ class CudaPixelNonzero(Template):
         return cuda_cost.estimate_fitting(self, workload, density, knobs, target)
 
     def tiling(self, workload: ConvWorkload, knobs: Knobs) -> WarpTiling:
-        lanes, pixels = tiles.extents(knobs["lanes"]), tiles.extents(knobs["pixels"])
-        return WarpTiling(workload, lanes, pixels, int(knobs["channels"]), int(knobs["splits"]))
+        tiling = tiles.tiling_of(workload, knobs)
+        assert isinstance(tiling, WarpTiling)
+        return tiling
 
     def row_block_multiple(self, knobs: Knobs) -> int:
         return int(knobs["warps"]) * int(knobs["blocks_per_warp"])

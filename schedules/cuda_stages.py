@@ -8,10 +8,12 @@ of all row blocks of a block of threads, are staged in shared memory.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from tvm import s_tir, tirx
 
+from tvm_sparse.compute.flat_tiling import FlatTiling
 from tvm_sparse.compute.pair_tiling import PAIR, PairTiling
 from tvm_sparse.compute.warp_tiling import WARP, WarpTiling
 from tvm_sparse.schedules.pair_copies import mark_interleave
@@ -43,18 +45,33 @@ def cut_output(sch: s_tir.Schedule, tiling: AnyTiling, warps: int, per_warp: int
         n, *pair = sch.split(n, [None, PAIR])
     g, k = sch.split(k, [tiling.workload.groups, None])
     k_outer, warp, kb, v = sch.split(k, [None, warps, per_warp, vector])
-    cut: list[tuple[Any, Any, Any]] = []
-    for axis, (loop, each, several) in enumerate(zip((n, p, q), tiling.pixels, tiling.lanes, strict=True)):
-        if axis == 1 and isinstance(tiling, WarpTiling) and tiling.adjacent:
-            tile, lane, pixel = sch.split(loop, [None, several, each])
-        else:
-            tile, pixel, lane = sch.split(loop, [None, each, several])
-        cut.append((tile, pixel, lane))
+    cut = _cut_flat(sch, tiling, n, p, q) if isinstance(tiling, FlatTiling) else _cut_axes(sch, tiling, n, p, q)
     tiles, own, lanes = zip(*cut, strict=True)
     sch.reorder(tiles[0], g, *tiles[1:], k_outer, warp, *lanes, kb, v, *own, *pair)
     names = ("lane_image", "lane_row", "lane_col", "own_image", "own_row", "own_col", "pair")
     inside = {"warp": warp, **dict(zip(names[:3], lanes, strict=True)), "kb": kb, "v": v}
     return sch.fuse(tiles[0], g, *tiles[1:], k_outer), {**inside, **dict(zip(names[3:], (*own, *pair), strict=False))}
+
+
+def _cut_axes(sch: s_tir.Schedule, tiling: AnyTiling, *loops: Any) -> Iterable[tuple[Any, Any, Any]]:
+    """Of images, rows and columns the loops over tiles, over the pixels of a thread and over lanes."""
+    for axis, (loop, each, several) in enumerate(zip(loops, tiling.pixels, tiling.lanes, strict=True)):
+        if axis == 1 and isinstance(tiling, WarpTiling) and tiling.adjacent:
+            tile, lane, pixel = sch.split(loop, [None, several, each])
+        else:
+            tile, pixel, lane = sch.split(loop, [None, each, several])
+        yield tile, pixel, lane
+
+
+def _cut_flat(sch: s_tir.Schedule, tiling: FlatTiling, n: Any, p: Any, q: Any) -> Iterable[tuple[Any, Any, Any]]:
+    """As `_cut_axes`, of rows that lie one behind the other."""
+    images, _, positions = tiling.pixels
+    tile_image, own_image, lane_image = sch.split(n, [None, images, 1])
+    tile_row, row = sch.split(p, [None, tiling.rows])
+    tile_col, col = sch.split(q, [1, tiling.pitch])
+    sch.reorder(tile_row, tile_col, row, col)
+    own_row, lane_row, own_col, lane_col = sch.split(sch.fuse(row, col), [1, 1, positions, WARP])
+    return (tile_image, own_image, lane_image), (tile_row, own_row, lane_row), (tile_col, own_col, lane_col)
 
 
 def declare_reads(sch: s_tir.Schedule, tiling: AnyTiling) -> None:

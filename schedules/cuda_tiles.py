@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm.target import Target
 
+from tvm_sparse.compute.flat_tiling import FlatTiling, flat_pixels
 from tvm_sparse.compute.packed_filter import SEGMENT_MULTIPLE
 from tvm_sparse.compute.pair_tiling import PAIR, PairTiling, pair_axis
 from tvm_sparse.compute.warp_tiling import WARP, Extents, WarpTiling
@@ -17,6 +18,8 @@ from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
 from tvm_sparse.schedules.row_order import balanced_order
 from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
+#: The knob "lanes" of positions of rows that lie one behind the other (compute/flat_tiling.py).
+FLAT = "flat"
 #: Sums a thread may keep in registers, and products the loop over nonzeros is unrolled to: more compile for minutes.
 MOST_SUMS = 128
 MOST_UNROLLED = 512
@@ -51,8 +54,13 @@ def extents_text(sizes: Extents) -> str:
 
 
 def tiling_of(workload: ConvWorkload, knobs: Knobs) -> WarpTiling | PairTiling:
-    kind = PairTiling if knobs.get("pairs", NO_PAIRS) != NO_PAIRS else WarpTiling
-    return kind(workload, extents(knobs["lanes"]), extents(knobs["pixels"]), int(knobs["channels"]))
+    paired, pixels = knobs.get("pairs", NO_PAIRS) != NO_PAIRS, extents(knobs["pixels"])
+    channels, splits = int(knobs["channels"]), int(knobs.get("splits", 1))
+    if knobs["lanes"] == FLAT:
+        if paired:
+            raise InputError(f"{workload}: knobs {dict(knobs)}: no pairs in a flat tile")
+        return FlatTiling(workload, (1, 1, WARP), pixels, channels, splits)
+    return (PairTiling if paired else WarpTiling)(workload, extents(knobs["lanes"]), pixels, channels, splits)
 
 
 def pair_options(workload: ConvWorkload) -> tuple[str, ...]:
@@ -144,16 +152,22 @@ def format_for(workload: ConvWorkload, density: float) -> str:
 
 
 def tile_space(workload: ConvWorkload) -> dict[str, tuple[int | str, ...]]:
-    """The knobs every CUDA template has."""
+    """The knobs of every CUDA template that sums the nonzeros of staged tiles."""
+    flat = flat_pixels(workload, MOST_PIXELS)
     return {
-        "lanes": tuple(map(extents_text, lane_shapes(workload))),
-        "pixels": tuple(map(extents_text, pixel_shapes(workload))),
+        "lanes": (*map(extents_text, lane_shapes(workload)), *((FLAT,) if flat else ())),
+        "pixels": tuple(map(extents_text, dict.fromkeys((*pixel_shapes(workload), *flat)))),
         "channels": tuple(sorted({-(-workload.c_per_group // chunks) for chunks in (1, 2, 4, 8, 16, 32, 64, 128)})),
-        "warps": (1, 2, 4, 8, 16, 32),
+        "warps": warp_counts(workload),
         "blocks_per_warp": (1, 2, 4, 8),
         "pad_to": (1, 2, 4),
         "format": ("csr", "sliced_ell:8", *(f"column_vector:{v}" for v in VECTORS if _whole(workload, v))),
     }
+
+
+def warp_counts(workload: ConvWorkload) -> tuple[int, ...]:
+    """Warps of a block: powers of two, and what divides the output channels, so that no block has idle warps."""
+    return tuple(n for n in range(1, 33) if n & (n - 1) == 0 or workload.k_per_group % n == 0)
 
 
 def pixel_shapes(workload: ConvWorkload) -> tuple[Extents, ...]:

@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.cases import FORMATS, Case, choose_knobs, seeded, seeded_choose
 
 VARIANTS = {
-    "cuda_pixel": ("default", "format", "knobs", "pairs"),
-    "cuda_pixel_nonzero": ("default", "format", "knobs"),
+    "cuda_pixel": ("default", "format", "knobs", "flat", "pairs"),
+    "cuda_pixel_nonzero": ("default", "format", "knobs", "flat"),
     "cuda_pattern": ("default", "knobs", "pairs"),
     "cuda_row": ("default", "knobs"),
     "cuda_dense": ("default", "knobs"),
@@ -98,11 +98,19 @@ def build(trial: Trial, case: Case, arch: str, library: str) -> Trial:
 
 
 def _knobs(variant: str, template: Any, case: Case, target: Any, choose: Any) -> Iterator[dict[str, int | str]]:
+    from tvm_sparse.compute.flat_tiling import flat_pixels
+    from tvm_sparse.schedules.cuda_tiles import FLAT, MOST_PIXELS, extents_text
+
     default = template.default(case.workload, case.density, target)
     if variant == "default":
         yield default
         return
     space = template.space(case.workload, target)
+    if variant == "flat":
+        if FLAT not in space["lanes"]:
+            return
+        pixels = tuple(map(extents_text, flat_pixels(case.workload, MOST_PIXELS)))
+        space = {**space, "lanes": (FLAT,), "pixels": pixels}
     if variant == "pairs":
         space = {**space, "pairs": tuple(pairs for pairs in space.get("pairs", ()) if pairs != "no")}
         if not space["pairs"]:

@@ -58,7 +58,7 @@ def main() -> int:
     arch = "sm_" + str(tvm.cuda(0).compute_version).replace(".", "")
     with tempfile.TemporaryDirectory() as folder:
         names = options.templates.split(",")
-        variants = ("default",) if options.dtype == "float32" else ("default", "pairs")
+        variants = ("default", "flat") if options.dtype == "float32" else ("default", "pairs")
         trials = [
             Trial(number, name, variant)
             for name in names

@@ -35,6 +35,7 @@ KERNELS = {
         1.0,
         {"lanes": "1x2x16", "pixels": "1x2x1", "rows": "adjacent", "buffers": 1, "vector": 4, "warps": 2, "splits": 1},
     ),
+    "cuda_pixel_flat": (GPU, 0.1, {"lanes": "flat", "pixels": "1x1x7"}),
     "cuda_pixel_dense": (GPU, 1.0, {}),
     "cuda_pixel_pairs": (GPU, 0.1, {"lanes": "1x2x16", "pixels": "1x7x1", "channels": 16, "pairs": "float16"}),
     "cuda_tensor": (GPU, 1.0, {"rows": 1, "pixel_tiles": 1, "channel_tiles": 1, "warps_along": 1, "warps_across": 1}),

@@ -28,6 +28,7 @@ from typing import Any
 from tvm import te, tirx
 
 from tvm_sparse.compute.epilogue import output_stage
+from tvm_sparse.compute.flat_tiling import FlatTiling
 from tvm_sparse.compute.geometry import Source, Tiling
 from tvm_sparse.compute.packed_filter import ROW_START, PackedFilter, StagedFilter
 from tvm_sparse.compute.pair_tiling import PAIR, PairTiling
@@ -113,7 +114,11 @@ def direct_conv2d(
     order = filter_args[3] if isinstance(packed, StagedFilter) and packed.order is not None else None
 
     def summed(i: Any, k: Any, p: Any, q: Any) -> Any:
-        at = (k // vector, k % vector, p // tiling.rows, q // tiling.cols, *tiling.pixel_index(i, p, q))
+        tile = p // tiling.rows, q // tiling.cols
+        if isinstance(tiling, FlatTiling):
+            # s_tir cannot see that these are 0: p and q are no affine function of the lanes.
+            tile = tile[0] if grid_rows > 1 else 0, 0
+        at = (k // vector, k % vector, *tile, *tiling.pixel_index(i, p, q))
         return total[(i // tiling.images, *at)] if tiling.splits > 1 else part[(i // tiling.images, 0, *at)]
 
     entries = packed.offsets.shape[-1] if isinstance(packed, StagedFilter) else 0

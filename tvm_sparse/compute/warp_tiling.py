@@ -107,7 +107,7 @@ class WarpTiling:
         if self.whole_planes:
             runs: tuple[int, ...] = (self.channels * workload.q, workload.c_per_group * workload.q)
         elif workload.stride[1] == 1:
-            runs = (workload.w, self.cols if self.grid[2] > 1 else 0)
+            runs = (workload.w, self.cols if self.cols < workload.q else 0)
         else:
             runs = (1,)
         return next((n // size for n in (16, 8, 4) if all(run % (n // size) == 0 for run in runs)), 1)
@@ -161,7 +161,7 @@ class WarpTiling:
     def _overlap(self) -> int:
         """Columns at the end of a row that may lie on the first ones of the next row: both are in the padding."""
         workload, axis = self.workload, self.col_axis
-        if workload.stride[1] > 1 or self.grid[2] > 1 or (self.copy_width > 1 and workload.w % self.copy_width):
+        if workload.stride[1] > 1 or self.cols < workload.q or (self.copy_width > 1 and workload.w % self.copy_width):
             return 0
         before = axis.margin + workload.padding[1]
         return max(0, min(before, axis.size - before - workload.w))
