@@ -133,11 +133,22 @@ def lane_shapes(workload: ConvWorkload) -> tuple[Extents, ...]:
 
 
 def row_order(workload: ConvWorkload, weight: NDArray, knobs: Knobs) -> NDArray[np.int32] | None:
-    """The order of rows that gives warps and blocks alike many nonzeros, if the filter's own does not."""
-    if workload.groups > 1 or vector_of(knobs) > 1:
+    """The order of rows that gives warps and blocks alike many nonzeros, if the filter's own does not.
+
+    Those of a group of the convolution stay together.
+    """
+    if vector_of(knobs) > 1:
         return None
-    nnz = np.count_nonzero(weight.reshape(len(weight), -1), axis=1)
-    return balanced_order(nnz, int(knobs["blocks_per_warp"]), int(knobs["warps"]))
+    channels, pad_to = int(knobs["channels"]), int(knobs["pad_to"])
+    mask = np.pad(weight != 0, ((0, 0), (0, -weight.shape[1] % channels), (0, 0), (0, 0)))
+    loads = mask.reshape(len(weight), mask.shape[1] // channels, -1).sum(axis=2)
+    loads = -(-loads // pad_to) * pad_to
+    rows, each = np.arange(len(weight), dtype=np.int32), workload.k_per_group
+    groups = [rows[first : first + each] for first in range(0, len(rows), each)]
+    orders = [balanced_order(loads[own], int(knobs["blocks_per_warp"]), int(knobs["warps"])) for own in groups]
+    if all(order is None for order in orders):
+        return None
+    return np.concatenate([own if order is None else own[order] for own, order in zip(groups, orders, strict=True)])
 
 
 def vector_of(knobs: Knobs) -> int:

@@ -1,7 +1,8 @@
 """Which rows of a filter stand together: published filters have rows four times as long as the median.
 
-A block of threads waits at every chunk for its slowest warp, and the last block for none. So rows are dealt out to
-warps, longest first, there and back again, where that helps; where each row belongs is looked up when it is stored.
+A block of threads waits at every chunk of channels for its slowest warp, and the last block for none. So rows are dealt
+out to warps, longest first, each where its block is then done soonest; where each row belongs is looked up when it is
+stored.
 """
 
 from __future__ import annotations
@@ -14,49 +15,46 @@ from tvm import s_tir, tirx
 from tvm_sparse.schedules.blocks import changed_block
 from tvm_sparse.schedules.storage import whole
 
-#: The longest block, or warp, must lose this share of its nonzeros, or what is looked up costs more than it saves.
-LEAST_BLOCK_GAIN, LEAST_WARP_GAIN = 0.04, 0.3
+#: The slowest block must gain this share of its time, or what is looked up costs more than it saves.
+LEAST_GAIN = 0.04
+#: How much sooner a block is done counts for more than how much its warp has to do.
+OWN_LOAD = 1e-6
 
 
-def balanced_order(row_nnz: NDArray[np.integer], per_warp: int, warps: int) -> NDArray[np.int32] | None:
-    """The rows in an order in which warps, `per_warp` rows each, and blocks of `warps` have alike many nonzeros.
+def balanced_order(loads: NDArray[np.integer], per_warp: int, warps: int) -> NDArray[np.int32] | None:
+    """The rows in an order in which blocks of `warps` warps, `per_warp` rows each, are done soon and at the same time.
+
+    Parameters
+    ----------
+    loads : (rows, chunks), nonzeros
 
     Returns
     -------
     (rows,) int32, or None where the rows are balanced well enough as they are.
     """
-    rows = len(row_nnz)
+    rows, chunks = loads.shape
     bins = -(-rows // per_warp)
-    longest_first = np.argsort(-row_nnz, kind="stable")
-    # There and back again over the warps; a last warp that is not full takes no more than it holds.
-    dealt: list[list[int]] = [[] for _ in range(bins)]
-    room = [min(per_warp, rows - warp * per_warp) for warp in range(bins)]
-    warp, step = 0, 1
-    for row in longest_first:
-        while len(dealt[warp]) == room[warp]:
-            warp, step = _next(warp, step, bins)
-        dealt[warp].append(int(row))
-        warp, step = _next(warp, step, bins)
-    # Blocks of warps are dealt out likewise: neighbouring warps of this order are alike, so take them a block apart.
     blocks = -(-bins // warps)
-    whole = (
-        [warp for block in range(blocks) for warp in range(block, bins, blocks)] if bins % warps == 0 else range(bins)
-    )
-    order = np.array([row for warp in whole for row in dealt[warp]], np.int32)
-    before, after = (_longest(row_nnz[o], per_warp, warps) for o in (np.arange(rows), order))
-    gains = [1 - new / max(1, old) for old, new in zip(before, after, strict=True)]
-    return order if gains[0] >= LEAST_BLOCK_GAIN or gains[1] >= LEAST_WARP_GAIN else None
+    # A last warp that is not full takes no more than it holds.
+    room = np.minimum(per_warp, np.maximum(0, rows - per_warp * np.arange(blocks * warps))).reshape(blocks, warps)
+    load, slowest = np.zeros((blocks, warps, chunks)), np.zeros((blocks, 1, chunks))
+    dealt: list[list[int]] = [[] for _ in range(blocks * warps)]
+    for row in np.argsort(-loads.sum(axis=1), kind="stable"):
+        done = np.maximum(slowest, load + loads[row]).sum(axis=2) + OWN_LOAD * load.sum(axis=2)
+        block, warp = np.unravel_index(np.argmin(np.where(room > 0, done, np.inf)), room.shape)
+        load[block, warp] += loads[row]
+        slowest[block] = np.maximum(slowest[block], load[block, warp])
+        room[block, warp] -= 1
+        dealt[int(block) * warps + int(warp)].append(int(row))
+    order = np.array([row for warp_rows in dealt for row in warp_rows], np.int32)
+    before, after = (block_loads(loads[o], per_warp, warps).max() for o in (np.arange(rows), order))
+    return order if after < (1 - LEAST_GAIN) * before else None
 
 
-def _next(warp: int, step: int, bins: int) -> tuple[int, int]:
-    return (warp + step, step) if 0 <= warp + step < bins else (warp, -step)
-
-
-def _longest(row_nnz: NDArray[np.integer], per_warp: int, warps: int) -> tuple[int, int]:
-    """Nonzeros of the longest block and of the longest warp."""
-    padded = np.pad(row_nnz, (0, -len(row_nnz) % (per_warp * warps)))
-    by_warp = padded.reshape(-1, per_warp).sum(axis=1)
-    return int(by_warp.reshape(-1, warps).sum(axis=1).max()), int(by_warp.max())
+def block_loads(loads: NDArray[np.integer], per_warp: int, warps: int) -> NDArray[np.integer]:
+    """(blocks,): nonzeros of the slowest warp of each chunk, summed over the chunks."""
+    padded = np.pad(loads, ((0, -len(loads) % (per_warp * warps)), (0, 0)))
+    return padded.reshape(-1, warps, per_warp, loads.shape[1]).sum(axis=2).max(axis=1).sum(axis=1)
 
 
 def store_in_order(func: tirx.PrimFunc) -> tirx.PrimFunc:
