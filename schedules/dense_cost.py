@@ -42,7 +42,9 @@ BESIDE = 0.3
 #: Elements that are stored together, and cycles of every such store of a warp that is on its own.
 SECTOR, SECTOR_CYCLES = 8, 3
 #: What a warp that lies across images takes longer, for every doubling of them.
-SEVERAL_IMAGES = 0.07
+SEVERAL_IMAGES = 0.1
+#: What blocks take longer that a multiprocessor holds one by one, so that nothing is summed at their barriers.
+ALONE = 1.15
 #: Of a sum.
 FLOAT_BYTES = 4
 
@@ -171,7 +173,7 @@ def estimate_us(tiling: WarpTiling, block: Block) -> float:
     outputs = workload.n * workload.k * workload.p * workload.q
     storing = outputs * (size / cuda_cost.WRITE_RATE / 2 + scattered / WARP / cuda_cost.MULTIPROCESSORS)
     cycles = summing + copying + adding + storing + waves * (chunks + 1) * cuda_cost.CHUNK
-    cycles *= 1 + SEVERAL_IMAGES * math.log2(images)
+    cycles *= (1 + SEVERAL_IMAGES * math.log2(images)) * (ALONE if together == 1 < each else 1.0)
     return (cuda_cost.LAUNCH + cycles) / cuda_cost.CYCLES_PER_US
 
 
@@ -214,7 +216,16 @@ def candidates(workload: ConvWorkload) -> Iterator[tuple[WarpTiling, Block]]:
                 tiling = WarpTiling(workload, lanes, pixels, channels, splits, adjacent)
                 for warps, vector in product(WARPS, VECTORS):
                     if math.prod(pixels) * vector <= DEFAULT_SUMS and warps * splits <= MOST_WARPS:
-                        yield tiling, Block(warps, vector)
+                        yield tiling, _block(tiling, warps, vector)
+
+
+def _block(tiling: WarpTiling, warps: int, vector: int) -> Block:
+    """Two buffers, or where single elements are copied one, and as many blocks as fit: so were first convolutions
+    faster, as measured."""
+    if tiling.copy_width > 1 or tiling.splits > 1:
+        return Block(warps, vector)
+    resident = _resident(tiling, Block(warps, vector, 1), math.prod(tiling.pixels) * vector + OTHER_REGISTERS)
+    return Block(warps, vector, 1, min(resident, RESIDENT[-1])) if resident > 1 else Block(warps, vector)
 
 
 def _whole(channels: int) -> int:
