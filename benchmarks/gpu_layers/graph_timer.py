@@ -1,9 +1,9 @@
-"""Times on an NVIDIA GPU: a CUDA graph of launches, replayed between events.
+"""Times on an NVIDIA GPU: a CUDA graph of launches by TVM or torch, replayed between events.
 
 The host only ever enqueues ahead of the device: a spin comes first, so that no sample waits for it; how long the spin
-takes tells the clock. Everything is warmed up before it is captured, since a capture allows no allocation: modules are
-loaded and TVM's pool of workspace has its blocks by then. A graph is replayed before any other kernel runs, so that the
-pool cannot move them meanwhile.
+takes tells the clock. Everything is warmed up before it is captured, since a capture should allocate no memory: modules
+are loaded and the pools of TVM and torch have their blocks by then. A graph is replayed before any other kernel runs,
+so that the pools cannot hand these on meanwhile.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 from benchmarks.gpu_layers.timing import COPIES, Launch, Plan, TimerError, Timing, plan
+from tvm_sparse.cuda import graph_timer
 
 #: More than twice the L2 cache of an H200.
 FLUSH_BYTES = 128 * 2**20
@@ -31,7 +31,8 @@ class GraphTimer:
         import torch
 
         self._torch: Any = torch
-        self._stream = torch.cuda.Stream()
+        self._timer = graph_timer.GraphTimer(torch.cuda.current_device())
+        self._stream = torch.cuda.ExternalStream(self._timer.stream)
         self._flushed = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
         self._clock_mhz = 0.0
         square, begin = torch.ones(4096, 4096, device="cuda"), time.monotonic()
@@ -43,11 +44,11 @@ class GraphTimer:
         with self._on_stream(), _as_timer_error():
             planned = plan(self._estimate_us(launch))
             try:
-                graph = self._captured(launch, planned.launches)
+                with self._captured(launch, planned.launches) as replay:
+                    samples = self._between_events([replay] * planned.samples)
             except RuntimeError:
                 self._torch.cuda.synchronize()
                 return self._loop(launch, planned)
-            samples = self._between_events([graph.replay] * planned.samples)
             return Timing.of(samples, planned.launches, "graph", self._clock_mhz)
 
     def time_cold(self, launch: Launch) -> Timing:
@@ -57,9 +58,11 @@ class GraphTimer:
 
         with self._on_stream(), _as_timer_error():
             planned = plan(2 * (self._estimate_us(launch) + FLUSH_US))
-            both = self._captured(flush_then_launch, planned.launches)
-            alone = self._captured(self._flush, planned.launches)
-            times = self._between_events([both.replay, alone.replay] * planned.samples)
+            with (
+                self._captured(flush_then_launch, planned.launches) as both,
+                self._captured(self._flush, planned.launches) as alone,
+            ):
+                times = self._between_events([both, alone] * planned.samples)
             differences = [a - b for a, b in zip(times[::2], times[1::2], strict=True)]
             return Timing.of(differences, planned.launches, "graph", self._clock_mhz)
 
@@ -79,20 +82,13 @@ class GraphTimer:
             launch(i)
         return self._between_events([lambda: [launch(i) for i in range(COPIES)]])[0] / COPIES
 
-    def _captured(self, launch: Launch, launches: int) -> Any:
-        import tvm_ffi
-
-        torch, graph = self._torch, self._torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with (
-            torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
-            tvm_ffi.use_torch_stream(),
-        ):
-            for i in range(launches):
-                launch(i)
-        for _ in range(2):
-            graph.replay()
-        return graph
+    @contextmanager
+    def _captured(self, launch: Launch, launches: int) -> Iterator[Callable[[], None]]:
+        self._torch.cuda.synchronize()
+        with self._timer.captured(launch, launches) as replay:
+            for _ in range(2):
+                replay()
+            yield replay
 
     def _loop(self, launch: Launch, planned: Plan) -> Timing:
         def once() -> None:
@@ -105,28 +101,17 @@ class GraphTimer:
 
     def _between_events(self, calls: list[Callable[[], object]]) -> list[float]:
         """Microseconds that each of the calls takes on the device, one behind the other."""
-        torch = self._torch
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(len(calls) + 2)]
         cycles = SPIN_CYCLES + SPIN_CYCLES_PER_SAMPLE * len(calls)
-        torch.cuda.synchronize()
-        events[0].record()
-        torch.cuda._sleep(cycles)
-        events[1].record()
-        for call, event in zip(calls, events[2:], strict=True):
-            call()
-            event.record()
-        torch.cuda.synchronize()
-        spin_us, *times = [a.elapsed_time(b) * 1e3 for a, b in pairwise(events)]
+        self._torch.cuda.synchronize()
+        spin_us, *times = self._timer.between_events([lambda: self._torch.cuda._sleep(cycles), *calls])
         self._clock_mhz = cycles / spin_us
         return times
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
         """torch and TVM launch on the timer's stream."""
-        import tvm_ffi
-
         self._torch.cuda.synchronize()
-        with self._torch.cuda.stream(self._stream), tvm_ffi.use_torch_stream():
+        with self._torch.cuda.stream(self._stream), self._timer.current():
             yield
 
 
@@ -134,5 +119,5 @@ class GraphTimer:
 def _as_timer_error() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # of torch, out of memory among them, and of TVM
+    except RuntimeError as error:  # of torch, out of memory among them, of TVM and of CUDA's runtime
         raise TimerError(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from tvm_sparse.cuda.runtime import CudaRuntime
@@ -31,52 +32,64 @@ class GraphTimer:
         self._cuda = CudaRuntime()
         self._index = index
         self._cuda("cudaSetDevice", index)
-        self._stream = self._cuda.made("cudaStreamCreate")
-        self._begin, self._end = self._cuda.made("cudaEventCreate"), self._cuda.made("cudaEventCreate")
+        self.stream: int = self._cuda.made("cudaStreamCreate").value or 0
+        self._events: list[ctypes.c_void_p] = []
 
     def calls_us(self, call: Callable[[int], Any], *, calls: int, repeats: int) -> list[float]:
         """Microseconds of one of `calls` captured calls, which are numbered, `repeats` times; all have run before."""
-        with self._current(), self._captured(call, calls) as graph:
+        with self.current(), self.captured(call, calls) as replay:
             for _ in range(WARM_UPS):
-                self._cuda("cudaGraphLaunch", graph, self._stream)
-            times = []
-            for _ in range(repeats):
-                self._cuda("cudaEventRecord", self._begin, self._stream)
-                self._cuda("cudaGraphLaunch", graph, self._stream)
-                self._cuda("cudaEventRecord", self._end, self._stream)
-                self._cuda("cudaEventSynchronize", self._end)
-                elapsed_ms = ctypes.c_float()
-                self._cuda("cudaEventElapsedTime", ctypes.byref(elapsed_ms), self._begin, self._end)
-                times.append(elapsed_ms.value * 1000 / calls)
-            return times
+                replay()
+            return [self.between_events([replay])[0] / calls for _ in range(repeats)]
 
     def warm(self, call: Callable[[], Any]) -> None:
         """Run a call once on the stream; its workspace comes from TVM's pool from then on."""
-        with self._current():
+        with self.current():
             call()
-            self._cuda("cudaStreamSynchronize", self._stream)
+            self._cuda("cudaStreamSynchronize", ctypes.c_void_p(self.stream))
 
     @contextmanager
-    def _captured(self, call: Callable[[int], Any], calls: int) -> Iterator[ctypes.c_void_p]:
-        graph, runnable = ctypes.c_void_p(), ctypes.c_void_p()
-        self._cuda("cudaStreamBeginCapture", self._stream, _RELAXED)
+    def current(self) -> Iterator[None]:
+        """TVM launches on the timer's stream."""
+        import tvm_ffi
+
+        with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", self._index), self.stream):
+            yield
+
+    @contextmanager
+    def captured(self, call: Callable[[int], Any], calls: int) -> Iterator[Callable[[], None]]:
+        """A function that launches the graph of `calls` numbered calls; while `current`."""
+        graph, runnable, stream = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p(self.stream)
+        self._cuda("cudaStreamBeginCapture", stream, _RELAXED)
         try:
             for number in range(calls):
                 call(number)
         finally:
-            self._cuda("cudaStreamEndCapture", self._stream, ctypes.byref(graph))
+            self._cuda("cudaStreamEndCapture", stream, ctypes.byref(graph))
         try:
             self._cuda("cudaGraphInstantiate", ctypes.byref(runnable), graph, ctypes.c_ulonglong(0))
-            yield runnable
+            yield lambda: self._cuda("cudaGraphLaunch", runnable, stream)
         finally:
             if runnable:
                 self._cuda("cudaGraphExecDestroy", runnable)
             self._cuda("cudaGraphDestroy", graph)
 
-    @contextmanager
-    def _current(self) -> Iterator[None]:
-        """TVM launches on the timer's stream."""
-        import tvm_ffi
+    def between_events(self, calls: list[Callable[[], Any]]) -> list[float]:
+        """Microseconds that each of the calls takes on the device, all of them enqueued one behind the other."""
+        while len(self._events) <= len(calls):
+            self._events.append(self._cuda.made("cudaEventCreate"))
+        first, *others = events = self._events[: len(calls) + 1]
+        self._record(first)
+        for call, event in zip(calls, others, strict=True):
+            call()
+            self._record(event)
+        self._cuda("cudaEventSynchronize", events[-1])
+        return [self._elapsed_us(begin, end) for begin, end in pairwise(events)]
 
-        with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", self._index), self._stream.value or 0):
-            yield
+    def _record(self, event: ctypes.c_void_p) -> None:
+        self._cuda("cudaEventRecord", event, ctypes.c_void_p(self.stream))
+
+    def _elapsed_us(self, begin: ctypes.c_void_p, end: ctypes.c_void_p) -> float:
+        elapsed_ms = ctypes.c_float()
+        self._cuda("cudaEventElapsedTime", ctypes.byref(elapsed_ms), begin, end)
+        return elapsed_ms.value * 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,9 @@ class Device:
         self.us = 0.0
         self.captured: list[float] | None = None
         self.streams: list[str] = ["default"]
+        self.graph: list[float] | None = None
+        self.graphs: list[Any] = []
+        self.destroyed = 0
         self.refuses_capture = False
 
     def work(self, us: float) -> None:
@@ -37,40 +41,58 @@ class Device:
 def device(monkeypatch):
     found = Device()
 
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
+    class Runtime:
+        """The functions of CUDA's runtime that the timer calls; handles are plain objects."""
 
-        def record(self) -> None:
+        def __call__(self, function: str, *arguments: Any) -> None:
+            getattr(self, function)(*arguments)
+
+        def made(self, function: str) -> Any:
+            return SimpleNamespace(value=7, us=None)
+
+        def cudaSetDevice(self, index: int) -> None:
+            assert index == 3
+
+        def cudaStreamBeginCapture(self, stream: Any, mode: int) -> None:
+            found.captured = []
+
+        def cudaStreamEndCapture(self, stream: Any, graph: Any) -> None:
+            found.graph, found.captured = found.captured, None
+
+        def cudaGraphInstantiate(self, runnable: Any, graph: Any, flags: Any) -> None:
+            found.graphs.append(found.graph)
+            runnable._obj.value = len(found.graphs)
+
+        def cudaGraphLaunch(self, runnable: Any, stream: Any) -> None:
             assert found.captured is None
-            self.us = found.us
+            found.us += sum(found.graphs[runnable.value - 1])
 
-        def elapsed_time(self, later: Any) -> float:
-            return (later.us - self.us) / 1e3
+        def cudaGraphExecDestroy(self, runnable: Any) -> None:
+            found.destroyed += 1
 
-    class Graph:
-        def replay(self) -> None:
-            assert found.captured is None
-            found.us += sum(self.work)
+        def cudaGraphDestroy(self, graph: Any) -> None:
+            pass
 
-    @contextmanager
-    def capture(graph, stream, capture_error_mode):
-        found.captured = graph.work = []
-        found.streams.append("capture")
-        try:
-            yield
-        finally:
-            found.captured = None
-            found.streams.pop()
+        def cudaEventRecord(self, event: Any, stream: Any) -> None:
+            assert found.captured is None and stream.value == 7
+            event.us = found.us
+
+        def cudaEventSynchronize(self, event: Any) -> None:
+            pass
+
+        def cudaEventElapsedTime(self, elapsed_ms: Any, begin: Any, end: Any) -> None:
+            elapsed_ms._obj.value = (end.us - begin.us) / 1e3
 
     @contextmanager
     def on_stream(stream):
+        assert stream == "stream 7"
         found.streams.append("timer")
         yield
         found.streams.pop()
 
     @contextmanager
-    def tvm_stream():
+    def tvm_stream(device, stream):
+        assert stream == 7
         found.streams[-1] += "+tvm"
         yield
         found.streams[-1] = found.streams[-1].removesuffix("+tvm")
@@ -83,11 +105,9 @@ def device(monkeypatch):
             return self
 
     fakes: dict[str, Any] = {
-        "Event": Event,
-        "CUDAGraph": Graph,
-        "graph": capture,
         "stream": on_stream,
-        "Stream": object,
+        "ExternalStream": lambda handle: f"stream {handle}",
+        "current_device": lambda: 3,
         "synchronize": lambda: None,
         "_sleep": lambda cycles: found.work(cycles / CYCLES_PER_US),
     }
@@ -95,9 +115,11 @@ def device(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, fake)
     for name in ("empty", "ones"):
         monkeypatch.setattr(torch, name, lambda *shape, **options: Buffer())
-    monkeypatch.setattr(tvm_ffi, "use_torch_stream", tvm_stream)
+    monkeypatch.setattr(tvm_ffi, "use_raw_stream", tvm_stream)
+    monkeypatch.setattr("tvm_sparse.cuda.graph_timer.CudaRuntime", Runtime)
     monkeypatch.setattr("benchmarks.gpu_layers.graph_timer.WARM_UP_S", 0.001)
-    return found
+    yield found
+    assert found.destroyed == len(found.graphs)
 
 
 @pytest.fixture
@@ -109,7 +131,7 @@ def timer(device):
 
 def kernel(device, us=5.0):
     def launch(i: int) -> None:
-        assert device.streams[-1] in ("timer+tvm", "capture+tvm"), "TVM and torch launch on the same stream"
+        assert device.streams[-1] == "timer+tvm", "TVM and torch launch on the same stream"
         launch.numbers.append(i)
         device.work(us)
 
