@@ -30,8 +30,6 @@ from tvm_sparse.workload import ConvWorkload
 
 #: Bytes of a partial sum, float32.
 SUM_BYTES = 4
-#: Warps of a block of the kernel that adds partial sums.
-ADDING_WARPS = 8
 
 
 class CudaPixelNonzero(Template):
@@ -162,14 +160,13 @@ def _split_over_blocks(sch: s_tir.Schedule, stored: Any, tiling: WarpTiling, kno
     for loop in (kb, v, pixel):
         sch.unroll(loop)
 
-    # Every sum has a thread of its own: there is nothing to reuse, only latency to hide, and that on all of the GPU.
+    # Every sum has a thread of its own: there is nothing to reuse, only latency to hide.
     block, inside = stages.cut_output(sch, tiling, warps, per_warp, tiles.vector_of(knobs))
     warp, *rest = inside.values()
     lanes, own = rest[:3], rest[3:]
-    outer, warp = sch.split(warp, [None, math.gcd(warps, ADDING_WARPS)])
-    sch.reorder(outer, *own, warp, *lanes)
+    sch.reorder(*own, warp, *lanes)
     split = _add_splits(sch, lanes[-1])
-    sch.bind(sch.fuse(block, outer, *own), "blockIdx.x")
+    sch.bind(sch.fuse(block, *own), "blockIdx.x")
     for loop, axis in zip((warp, sch.fuse(*lanes)), axes, strict=True):
         sch.bind(loop, axis)
     stages.set_to_zero(sch, "part", chunk)
