@@ -24,10 +24,8 @@ from tvm_sparse.network.workspace import lift_workspaces
 from tvm_sparse.schedules.rules import apply_rules
 from tvm_sparse.tuning.lookup import KnownKernels
 from tvm_sparse.tvm_support import pass_config
-from tvm_sparse.tvm_support.dependent_launch import can_overlap, dependent_launch_pipeline
+from tvm_sparse.tvm_support.dependent_launch import dependent_launch_pipeline, pays_to_overlap
 
-#: Whether kernels of GPUs that can do it overlap, where nobody says.
-OVERLAP_BY_DEFAULT = False
 #: Called with the stage's name and the finished fraction of it.
 Progress = Callable[[str, float], None]
 
@@ -88,7 +86,7 @@ def generate_code(
     on_gpu = target.kind.name == "cuda"
     lowest = str(target.attrs["arch"]) if on_gpu else ""
     if overlap is None:
-        overlap = OVERLAP_BY_DEFAULT and on_gpu and can_overlap([lowest])
+        overlap = on_gpu and pays_to_overlap(lowest)
     lowering = dependent_launch_pipeline([lowest], weight_names(module)) if on_gpu and overlap else "default"
     with target, pass_config({"relax.backend.use_cuda_graph": on_gpu and cuda_graph}):
         if on_gpu:

@@ -42,6 +42,11 @@ def can_overlap(archs: Sequence[str]) -> bool:
     return all(sm_number(arch) >= sm_number(FIRST_ARCH) for arch in archs)
 
 
+def pays_to_overlap(arch: str) -> bool:
+    """Whether networks were measured to gain by it on this GPU."""
+    return sm_number(arch) == sm_number(FIRST_ARCH)
+
+
 def dependent_launch_pipeline(archs: Sequence[str], weights: Mapping[str, Iterable[str]]) -> str:
     """The name of the pipeline for `tvm.compile(tir_pipeline=...)`, in a `cuda_build`.
 

@@ -17,7 +17,7 @@ from tvm.tirx.op import call_ffi_kernel
 
 _SHARED = "tirx.use_dyn_shared_memory"
 #: Multiprocessors of an arch's largest GPU. On a smaller one some blocks of a kernel come after others.
-MULTIPROCESSORS = {"sm_90": 132, "sm_100": 148}
+MULTIPROCESSORS = {"sm_90": 132, "sm_90a": 132}
 #: Of a multiprocessor; of each block's share CUDA takes some for itself.
 SHARED_BYTES, RESERVED_BYTES, THREADS, BLOCKS = 233472, 1024, 2048, 32
 _ALIGNMENT = 16
