@@ -297,9 +297,7 @@ class _Planes(_Copies):
         parts = []
         for first in range(0, WIDTH, run):
             word = self._planes.word(image, channel, element + first)
-            store = self._stored(word, [_number(step)], list(range(first, first + run)))
-            is_read = self._planes.is_read(element + first)
-            parts.append(tirx.IfThenElse(tirx.all(*is_read), store, None) if is_read else store)
+            parts.append(self._stored(word, [_number(step)], list(range(first, first + run))))
         return tirx.IfThenElse(inside, _sequence(parts), None)
 
     def _inside(self, chunk: Any, thread: Any, step: int) -> tuple[Any, Any, Any, Any]:

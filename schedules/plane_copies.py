@@ -66,13 +66,6 @@ class PlaneCopies:
         width = self.tiling.workload.w
         return element // (self.rows * width), element % (self.rows * width) // width, element % width
 
-    def is_read(self, element: Any) -> list[Any]:
-        """The conditions under which an element stands in the tile: a kernel with gaps does not read all."""
-        words, (top, left, _, _) = self.tiling.words, self.tiling.workload.padding
-        _, row, col = self.source(element)
-        places = (words.row_axis, row + top if self.whole else row), (words.col_axis, col + left)
-        return [place % axis.stride < axis.phases for axis, place in places if axis.phases < axis.stride]
-
     def word(self, image: Any, channel: Any, element: Any) -> Any:
         """Where an element of the planes from `channel` on stands in the tile."""
         words, (top, left, _, _) = self.tiling.words, self.tiling.workload.padding
@@ -91,7 +84,7 @@ def plane_copies(tiling: PairTiling, threads: int) -> PlaneCopies | None:
     if words.grid[1] > 1:
         axis = words.row_axis
         rows, planes = (axis.tile - 1) * axis.stride + (axis.taps - 1) * axis.dilation + 1, 1
-        if workload.w % WIDTH or not axis.phases:
+        if workload.w % WIDTH or axis.phases != axis.stride:
             return None
     elif not _holds(words.row_axis, workload.h + workload.padding[0]):
         return None
@@ -110,5 +103,5 @@ def plane_copies(tiling: PairTiling, threads: int) -> PlaneCopies | None:
 
 
 def _holds(axis: Axis, end: int) -> bool:
-    """Whether every position in front of `end` that is read has a place of its own in the tile."""
-    return axis.phases > 0 and (end - 1) // axis.stride < axis.span
+    """Whether every position in front of `end` has a place of its own in the tile."""
+    return axis.phases == axis.stride and (end - 1) // axis.stride < axis.span

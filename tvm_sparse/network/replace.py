@@ -14,7 +14,7 @@ from tvm.target import Target
 from tvm_sparse.errors import InputError
 from tvm_sparse.network.concats import concats_in_place
 from tvm_sparse.network.decide import Decision
-from tvm_sparse.network.imported import static_shape
+from tvm_sparse.network.imported import operator, static_shape
 from tvm_sparse.network.match import ConvLayer
 from tvm_sparse.network.subsample import gathered
 from tvm_sparse.schedules import select, template
@@ -186,8 +186,14 @@ class _Replacer(relax.PyExprMutator):
                 self._results[part.root] = self._concats[place.concat]
 
     def _shaped(self, expr: relax.Expr, shape: tuple[int, ...]) -> relax.Var:
-        """A view in another shape of the same memory; nothing where the shape is the same already."""
+        """A view in another shape of the same memory; nothing where the shape is the same already.
+
+        Of a view it is one of what that is of: TVM 0.27 fuses a view of a view into a kernel that copies.
+        """
         var = expr if isinstance(expr, relax.Var) else self.builder_.emit(expr)
+        value = self.builder_.lookup_binding(var)
+        if isinstance(value, relax.Call) and operator(value) == "relax.reshape":
+            var = value.args[0]
         return var if static_shape(var) == shape else self.builder_.emit(relax.op.reshape(var, shape))
 
 
