@@ -32,12 +32,12 @@ from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import cuda_stages as stages
 from tvm_sparse.schedules import cuda_tiles as tiles
 from tvm_sparse.schedules import dense_cost
-from tvm_sparse.schedules.async_copy import copy_at_once, mark_copy_at_once
+from tvm_sparse.schedules.async_copy import COPY_BYTES, copy_at_once, mark_copy_at_once
 from tvm_sparse.schedules.base import Kernel, Knobs, Template, closest_divisor
 from tvm_sparse.schedules.primitives import branch_copies, declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
 from tvm_sparse.schedules.storage import find_buffer, keep_resident
-from tvm_sparse.workload import ConvWorkload
+from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
 #: Multiply-adds of a thread that are written out without a loop; those of a row of the filter are in any case.
 MOST_UNROLLED = 1024
@@ -112,7 +112,7 @@ class CudaDense(Template):
         func = keep_own_lane(sch.mod["main"], "part_local")
         if int(knobs["buffers"]) == 2:
             func = branch_copies(func)
-        elif tiling.copy_width == 1:
+        elif tiling.copy_width == 1 and ELEMENT_BYTES[tiling.workload.dtype] == COPY_BYTES:
             func = copy_at_once(func, find_buffer(func, "tile_shared.dyn"))
         blocks = int(knobs["blocks_per_sm"])
         return keep_resident(func, blocks) if blocks else func

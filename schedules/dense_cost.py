@@ -222,7 +222,7 @@ def candidates(workload: ConvWorkload) -> Iterator[tuple[WarpTiling, Block]]:
 def _block(tiling: WarpTiling, warps: int, vector: int) -> Block:
     """Two buffers, or where single elements are copied one, and as many blocks as fit: so were first convolutions
     faster, as measured."""
-    if tiling.copy_width > 1 or tiling.splits > 1:
+    if tiling.copy_width > 1 or tiling.splits > 1 or ELEMENT_BYTES[tiling.workload.dtype] < FLOAT_BYTES:
         return Block(warps, vector)
     resident = _resident(tiling, Block(warps, vector, 1), math.prod(tiling.pixels) * vector + OTHER_REGISTERS)
     return Block(warps, vector, 1, min(resident, RESIDENT[-1])) if resident > 1 else Block(warps, vector)

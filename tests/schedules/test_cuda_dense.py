@@ -64,6 +64,13 @@ def test_single_buffers_and_adjacent_rows(layer, changes):
     assert complaint(Case(LAYERS[layer], 1.0, "", 5), **shape, blocks_per_sm=2, **changes) is None
 
 
+def test_copies_of_4_bytes_are_of_float32_only():
+    """An element of 16 bits is no whole copy: none is started for it."""
+    for dtype, expected in (("float32", True), ("float16", False)):
+        case = Case(replace(LAYERS["three channels, stride 2"], dtype=dtype), 1.0, "", 3)
+        assert ("T.ptx.cp(" in kernel("cuda_dense", case, GPU, buffers=1).func.script()) is expected
+
+
 @pytest.mark.slow
 @needs_gcc
 def test_any_knobs_are_right():
