@@ -119,3 +119,24 @@ def test_older_archs_are_refused() -> None:
     case = next(case for case in layer_cases() if case.name == "classifier")
     with pytest.raises(CompileError, match="kernels that overlap need sm_90 or later: compile for sm_80 without"):
         tvm_sparse.compile(case.model, target="cuda", arch="sm_80,sm_90", overlap=True)
+
+
+class _Overlaps(Exception):
+    """Raised in place of building kernels that overlap."""
+
+
+@pytest.mark.parametrize(("batch", "overlaps"), [(1, True), (2, False), ("1-2", False)])
+def test_only_single_images_overlap_where_nobody_says(
+    batch: int | str, overlaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overlap(archs: object, weights: object) -> str:
+        raise _Overlaps
+
+    def build(*args: object, **options: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr("tvm_sparse.network.build.dependent_launch_pipeline", overlap)
+    monkeypatch.setattr("tvm_sparse.network.build.tvm.compile", build)
+    digits = Path(__file__).parents[1] / "examples" / "digits" / "digits_pruned95.onnx"
+    with pytest.raises(_Overlaps if overlaps else InterruptedError):
+        tvm_sparse.compile(digits, target="cuda", arch="sm_90", batch=batch, log=None, verify=False)

@@ -66,7 +66,7 @@ def compile(
     cuda_graph : CUDA: capture the kernels in a graph when the library is loaded, so that a call costs hardly any work
         of the host; without it every kernel is launched by itself
     overlap : CUDA, sm_90 and later: let each kernel begin before the one in front of it ends, where it waits
-        (default: if `arch` begins with sm_90, where it was measured to pay)
+        (default: if `arch` begins with sm_90 and the batch is 1, where it was measured to pay)
     verify : compare with the original framework on a random input; not possible for a target this machine cannot run
     tolerance : largest relative error (L2, per output) that verification lets pass; with 16 bits it lets pass at least
         1.6e-2 (float16) or 0.125 (bfloat16)

@@ -86,7 +86,7 @@ def generate_code(
     on_gpu = target.kind.name == "cuda"
     lowest = str(target.attrs["arch"]) if on_gpu else ""
     if overlap is None:
-        overlap = on_gpu and pays_to_overlap(lowest)
+        overlap = on_gpu and pays_to_overlap(lowest, _largest_batch(module))
     lowering = dependent_launch_pipeline([lowest], weight_names(module)) if on_gpu and overlap else "default"
     with target, pass_config({"relax.backend.use_cuda_graph": on_gpu and cuda_graph}):
         if on_gpu:
@@ -94,3 +94,10 @@ def generate_code(
         executable = tvm.compile(module, target=target, relax_pipeline="default_build", tir_pipeline=lowering)
     progress("generate code", 1.0)
     return executable
+
+
+def _largest_batch(module: tvm.IRModule) -> int:
+    """The largest leading dimension of an input; libraries of several batches have a function for each."""
+    functions = [function for function in module.functions.values() if isinstance(function, relax.Function)]
+    shapes = [getattr(parameter.ty, "shape", None) or [1] for function in functions for parameter in function.params]
+    return max((int(shape[0]) for shape in shapes if isinstance(shape[0], (int, tvm.tirx.IntImm))), default=1)

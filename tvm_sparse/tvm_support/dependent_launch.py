@@ -42,9 +42,12 @@ def can_overlap(archs: Sequence[str]) -> bool:
     return all(sm_number(arch) >= sm_number(FIRST_ARCH) for arch in archs)
 
 
-def pays_to_overlap(arch: str) -> bool:
-    """Whether networks were measured to gain by it on this GPU."""
-    return sm_number(arch) == sm_number(FIRST_ARCH)
+def pays_to_overlap(arch: str, batch: int) -> bool:
+    """Whether networks of so many images a call were measured to gain by it on this GPU.
+
+    Larger batches lose: a kernel that may not declare its residual constant loads and stores it value by value.
+    """
+    return sm_number(arch) == sm_number(FIRST_ARCH) and batch == 1
 
 
 def dependent_launch_pipeline(archs: Sequence[str], weights: Mapping[str, Iterable[str]]) -> str:
