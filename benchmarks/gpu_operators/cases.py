@@ -127,20 +127,18 @@ def softmax(name: str, classes: int) -> Operator:
     )
 
 
-def response_norm(name: str, c: int, size: int, pool: bool = False) -> Operator:
-    """AlexNet's, over 5 channels, with its max-pool behind it or without; said as TVM's ONNX frontend says it."""
+def response_norm(name: str, c: int, size: int) -> Operator:
+    """AlexNet's, over 5 channels; said as TVM's ONNX frontend says it."""
 
     def in_relax(relax: Any, x: Any, weights: dict[str, Any]) -> Any:
         squares = relax.op.expand_dims(relax.op.multiply(x, x), 1)
         mean = relax.op.nn.avg_pool3d(squares, (5, 1, 1), (1, 1, 1), (2, 0, 0, 2, 0, 0), count_include_pad=True)
         scale, shift, power = (relax.const(value, "float32") for value in (5e-4, 2.0, 0.75))
         scaled = relax.op.add(relax.op.multiply(relax.op.squeeze(mean, 1), scale), shift)
-        y = relax.op.divide(x, relax.op.power(scaled, power))
-        return relax.op.nn.max_pool2d(y, (3, 3), (2, 2)) if pool else y
+        return relax.op.divide(x, relax.op.power(scaled, power))
 
     def in_torch(torch: Any, x: Any, weights: dict[str, Any], whole: bool) -> Any:
-        y = torch.nn.functional.local_response_norm(x, 5, 5e-4, 0.75, 2.0)
-        return torch.nn.functional.max_pool2d(y, 3, 2) if pool else y
+        return torch.nn.functional.local_response_norm(x, 5, 5e-4, 0.75, 2.0)
 
     return Operator(name, (c, size, size), {}, in_relax, in_torch)
 
@@ -211,8 +209,6 @@ OPERATORS: tuple[Operator, ...] = (
     linear("fc_4096_1000", 4096, 1000),
     softmax("softmax_1000", 1000),
     response_norm("lrn_96_55", 96, 55),
-    response_norm("lrn_max3s2_96_55", 96, 55, pool=True),
-    response_norm("lrn_max3s2_256_27", 256, 27, pool=True),
     concat("concat_256_28", 256, 28),
     scale_relu("scale_relu_256_56", 256, 56),
 )

@@ -8,7 +8,6 @@ from tvm.target import Target
 
 from tvm_sparse.schedules.rules.cuda_elementwise import Elementwise
 from tvm_sparse.schedules.rules.cuda_linear import Linear
-from tvm_sparse.schedules.rules.cuda_pooled_norm import PooledNorm
 from tvm_sparse.schedules.rules.cuda_row_reduction import RowReduction
 from tvm_sparse.schedules.rules.cuda_short_reduction import ShortReduction
 from tvm_sparse.schedules.rules.cuda_window import WindowRows
@@ -20,7 +19,7 @@ BLOCK_THREADS = 256
 def cuda_rules() -> list[ScheduleRule]:
     """Ours, dlight's rules in dlight's order, then `BindEverything`."""
     dlight = [gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback()]
-    own = [WindowRows(), WindowPerThread(), Linear(), RowReduction(), ShortReduction(), PooledNorm(), Elementwise()]
+    own = [WindowRows(), WindowPerThread(), Linear(), RowReduction(), ShortReduction(), Elementwise()]
     return [*own, *dlight, BindEverything()]
 
 
