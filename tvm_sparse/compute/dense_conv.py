@@ -30,7 +30,7 @@ WIDTH = 4
 
 @dataclass(frozen=True)
 class DenseFilter:
-    """All weights: values (chunks, segments, channels, r, s, rows / 4, 4), zero beyond c and k."""
+    """All weights as a kernel wants them (`dense_filter`, or `tensor_filter` of tensor_conv), zero beyond the filter."""
 
     values: NDArray[np.floating]
 
@@ -47,7 +47,8 @@ class DenseFilter:
 def dense_filter(weight: NDArray, tiling: WarpTiling, rows: int) -> DenseFilter:
     """Lay a filter (k, c/groups, r, s) out in chunks of the tiling and segments of `rows` output channels.
 
-    `rows` is a multiple of 4 and, with several groups, divides k/groups.
+    Values are (chunks, segments, channels, r, s, rows / 4, 4). `rows` is a multiple of 4 and, with several groups,
+    divides k/groups.
     """
     k, c, r, s = weight.shape
     padded = np.pad(weight, ((0, -k % rows), (0, tiling.chunks * tiling.channels - c), (0, 0), (0, 0)))

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx
 
+from tvm_sparse.compute.dense_conv import DenseFilter
 from tvm_sparse.compute.direct_conv import DirectConv
 from tvm_sparse.compute.epilogue import output_stage
 from tvm_sparse.compute.warp_tiling import WARP, Extents
@@ -102,24 +103,8 @@ class TensorTiling:
         return at * self.pitch + col * workload.stride[1] + pair % pairs * PAIR
 
 
-@dataclass(frozen=True)
-class TensorFilter:
-    """All weights: values (steps, channels / 16, 32 lanes, 8), zero beyond the filter."""
-
-    values: NDArray[np.floating]
-
-    @property
-    def arrays(self) -> tuple[NDArray, ...]:
-        """In the order in which the kernel takes them, behind x."""
-        return (self.values,)
-
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes
-
-
-def tensor_filter(weight: NDArray, tiling: TensorTiling) -> TensorFilter:
-    """Lay a filter (k, c, r, s) out in registers of warps.
+def tensor_filter(weight: NDArray, tiling: TensorTiling) -> DenseFilter:
+    """Lay a filter (k, c, r, s) out in registers of warps: values (steps, channels / 16, 32 lanes, 8), zero beyond it.
 
     Element 4 · (column % 16 // 8) + 2 · (channel % 16 // 8) + column % 2 of lane 4 · (channel % 8) + column % 8 // 2.
     """
@@ -129,7 +114,7 @@ def tensor_filter(weight: NDArray, tiling: TensorTiling) -> TensorFilter:
     padded = np.pad(padded, ((0, 0), (0, tiling.steps * K - padded.shape[1])))
     cut = padded.reshape(tiling.channel_tiles, 2, M // 2, tiling.steps, 2, K // 4, PAIR)
     laid = cut.transpose(3, 0, 2, 5, 4, 1, 6).reshape(tiling.steps, tiling.channel_tiles, WARP, K // 2)
-    return TensorFilter(np.ascontiguousarray(laid, tiling.workload.dtype))
+    return DenseFilter(np.ascontiguousarray(laid, tiling.workload.dtype))
 
 
 def tensor_conv2d(tiling: TensorTiling) -> DirectConv:

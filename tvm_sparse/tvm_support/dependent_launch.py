@@ -45,7 +45,7 @@ def can_overlap(archs: Sequence[str]) -> bool:
 def pays_to_overlap(arch: str, batch: int) -> bool:
     """Whether networks of so many images a call were measured to gain by it on this GPU.
 
-    Larger batches lose: a kernel that may not declare its residual constant loads and stores it value by value.
+    Larger batches: a kernel that may not declare its residual constant loads and stores it value by value.
     """
     return sm_number(arch) == sm_number(FIRST_ARCH) and batch == 1
 
