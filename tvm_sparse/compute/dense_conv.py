@@ -30,7 +30,7 @@ WIDTH = 4
 
 @dataclass(frozen=True)
 class DenseFilter:
-    """All weights as a kernel wants them (`dense_filter`, or `tensor_filter` of tensor_conv), zero beyond the filter."""
+    """All weights as a kernel wants them (by `dense_filter`, or `tensor_filter` of tensor_conv), zero beyond them."""
 
     values: NDArray[np.floating]
 
