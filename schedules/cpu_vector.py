@@ -31,6 +31,9 @@ from tvm_sparse.workload import ConvWorkload
 TILE_BYTES = 40 * 1024
 #: Vectors of pixels a sparse row keeps in registers: enough to hide the latency of a multiply-add, few enough to fit.
 SPARSE_VECTORS = 8
+#: What packing an element takes, in multiply-adds; more where others lie between. Of so many tasks a core one more or
+#: less does not matter.
+PACKED, MANY_TASKS = 5.0, 4
 #: Above this density a row block of several channels that share every column beats a row of its own nonzeros.
 DENSE_FROM = 0.75
 
@@ -69,14 +72,14 @@ class CpuVector(Template):
         column_bytes = 4 * VectorTiling(workload, rows, cols, 1, layout).elements
         channels = max(1, min(workload.c_per_group, TILE_BYTES // column_bytes))
         chunks = -(-workload.c_per_group // channels)
-        tiles = workload.n * workload.groups * -(-workload.p // rows) * -(-workload.q // cols)
-        wanted = -(-cores_of(target) // tiles) if tiles < 4 * cores_of(target) and tiles % cores_of(target) else 1
         return {
             "rows": rows,
             "cols": cols,
             "channels": -(-workload.c_per_group // chunks),
             "layout": layout,
-            "k_parts": _parts(workload, vector, wanted),
+            "k_parts": _parts(
+                workload, density, VectorTiling(workload, rows, cols, 1, layout), vector, cores_of(target)
+            ),
             "format": f"column_vector:{vector}" if vector > 1 else "csr",
         }
 
@@ -142,10 +145,31 @@ def _whole(workload: ConvWorkload, vector: int) -> bool:
     return workload.groups == 1 or workload.k_per_group % vector == 0
 
 
-def _parts(workload: ConvWorkload, vector: int, wanted: int) -> int:
-    """Into how many equal parts, of whole row blocks, the output channels of a group are cut."""
+def _parts(workload: ConvWorkload, density: float, tile: VectorTiling, vector: int, cores: int) -> int:
+    """Into how many equal parts, of whole row blocks, the output channels of a group are cut.
+
+    Tiles at the edge hold fewer pixels, and threads take as many tasks each. Every part packs the tile once more.
+    `tile` is that of one channel.
+    """
+    heights, widths = (
+        [min(step, size - first) for first in range(0, size, step)]
+        for size, step in ((workload.p, tile.rows), (workload.q, tile.cols))
+    )
+    tiles = [height * width for height in heights for width in widths]
+    packed = PACKED * workload.stride[1] * tile.elements / (tile.rows * tile.cols)
+    outer = workload.n * workload.groups
     blocks = workload.k_per_group // vector
-    return next((d for d in range(wanted, blocks + 1) if blocks % d == 0), 1) if blocks else 1
+    if outer * len(tiles) >= MANY_TASKS * cores or not blocks:
+        return 1
+    sums = density * workload.k_per_group * workload.r * workload.s
+
+    def longest(parts: int) -> float:
+        tasks = [pixels * (sums / parts + packed) for pixels in tiles] * (parts * outer)
+        each = -(-len(tasks) // cores)
+        return max(sum(tasks[first : first + each]) for first in range(0, len(tasks), each))
+
+    most = MANY_TASKS * cores
+    return min((parts for parts in range(1, min(most, blocks) + 1) if blocks % parts == 0), key=longest)
 
 
 def _tile_shape(workload: ConvWorkload, width: int, vectors: int) -> tuple[int, int]:

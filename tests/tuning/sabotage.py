@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tvm_sparse.tuning import candidates
+from tvm_sparse.tuning import candidates, measuring
 
 #: What happens to a candidate, by its number.
 WAYS = ("fine", "crash", "hang", "raise", "wrong", "build raises", "build crashes", "fine")
@@ -44,24 +44,24 @@ def measure(files: str, folder: str, *arguments: Any) -> Any:
                 arrays: dict[str, Any] = dict(packed)
             arrays["00"] = arrays["00"] * 1.001
             np.savez(f"{files}.npz", **arrays)
-    return candidates.measure(files, folder, *arguments)
+    return measuring.measure(files, folder, *arguments)
 
 
-def mistake(files: str, folder: str, *arguments: Any) -> candidates.Timing:
+def mistake(files: str, folder: str, *arguments: Any) -> measuring.Timing:
     """As if others had used the CPU whenever the default ran, which is the first."""
-    timing = candidates.measure(files, folder, *arguments)
+    timing = measuring.measure(files, folder, *arguments)
     factor = 1000.0 if Path(files).name == "0" else 1.0
-    return candidates.Timing(tuple(factor * us for us in timing.times_us), timing.error, timing.timer)
+    return measuring.Timing(tuple(factor * us for us in timing.times_us), timing.error, timing.timer)
 
 
-def pretend(files: str, folder: str, *arguments: Any) -> candidates.Timing:
+def pretend(files: str, folder: str, *arguments: Any) -> measuring.Timing:
     """As if a GPU had run what was built, which must be there whole, with machine code inside."""
     library = Path(f"{files}.so").read_bytes()
     with np.load(f"{files}.npz") as packed:
         stored = sum(array.size for array in packed.values())
     assert b"\x50\xed\x55\xba" in library, "no fat binary"  # its magic number
     assert (Path(folder) / "expected.npy").exists()
-    return candidates.Timing((float(stored + 1),) * 3, 1e-7, "graph")
+    return measuring.Timing((float(stored + 1),) * 3, 1e-7, "graph")
 
 
 def fill_disk(*arguments: Any) -> None:

@@ -10,17 +10,14 @@ import pytest
 
 from tests.tuning.making import SITE, record
 from tests.tuning.small_session import small_layers
-from tvm_sparse.targets import make_target
-from tvm_sparse.tuning import candidates
-from tvm_sparse.tuning.candidates import Timing
+from tvm_sparse.tuning import measuring
 from tvm_sparse.tuning.confirm import is_faster
-from tvm_sparse.tuning.inputs import prepare
 from tvm_sparse.tuning.log_files import LogWriter, make_log
+from tvm_sparse.tuning.measuring import Timing
 from tvm_sparse.tuning.records import Record
 from tvm_sparse.tuning.trials import Budget, TrialBook
-from tvm_sparse.tuning.tuner import starts
 
-ROUNDS = candidates.ROUNDS_IN_TURN
+ROUNDS = measuring.ROUNDS_IN_TURN
 
 
 def noisy(factor: float, seed: int) -> Timing:
@@ -48,51 +45,30 @@ def book_of(folder: Path, records: Sequence[Record]) -> TrialBook:
     return TrialBook([layer], SITE, LogWriter(folder), Budget(), known, lambda tally: None)
 
 
-def clocked(rows: int, time_us: float, **changes: str) -> Record:
-    return record(knobs={"rows": rows}, time_us=time_us, **{"timer": "clock", **changes})
+def cold(rows: int, time_us: float, **changes: str) -> Record:
+    return record(knobs={"rows": rows}, time_us=time_us, **{"timer": "cold", **changes})
 
 
-DEFAULT = clocked(0, 50.0, source="default")
-FASTER = [clocked(rows, 40.0 - rows) for rows in range(1, 7)]
-COLD = {"timer": "cold", "date": "2026-01-02T00:00:00Z"}
+DEFAULT = cold(0, 50.0, source="default")
+FASTER = [cold(rows, 40.0 - rows) for rows in range(1, 7)]
+LATER = {"date": "2026-01-02T00:00:00Z"}
 
 
 @pytest.mark.parametrize(
     ("records", "rows"),
     [
         ([DEFAULT, *FASTER], [0, 6, 5, 4, 3]),
-        ([DEFAULT, FASTER[0], clocked(9, 60.0)], [0, 1, 9]),
-        ([DEFAULT, clocked(9, 60.0)], []),  # the default is the fastest
+        ([DEFAULT, FASTER[0], cold(9, 60.0)], [0, 1, 9]),
+        ([DEFAULT, cold(9, 60.0)], []),  # the default is the fastest
         (FASTER, []),
-        ([clocked(0, 50.0, source="default", timer="graph"), clocked(1, 4.0, timer="graph")], []),
-        ([DEFAULT, FASTER[0], clocked(0, 60.0, source="default", confirmed="default", **COLD),
-          clocked(1, 70.0, confirmed="no", **COLD)], []),
-        ([DEFAULT, FASTER[0], clocked(0, 60.0, source="default", confirmed="default", **COLD),
-          clocked(9, 45.0, confirmed="yes", **COLD), FASTER[1]], [0, 2, 1, 9]),
+        ([cold(0, 50.0, source="default", timer="graph"), cold(1, 4.0, timer="graph")], []),
+        ([DEFAULT, FASTER[0], cold(0, 60.0, source="default", confirmed="default", **LATER),
+          cold(1, 70.0, confirmed="no", **LATER)], []),
+        ([DEFAULT, FASTER[0], cold(0, 60.0, source="default", confirmed="default", **LATER),
+          cold(9, 45.0, confirmed="yes", **LATER), FASTER[1]], [0, 2, 1, 9]),
     ],
 )  # fmt: skip
 def test_contenders(tmp_path: Path, records: list[Record], rows: list[int]) -> None:
     book = book_of(tmp_path, records)
     (layer,) = book.tallies
     assert [proposal.point.knobs["rows"] for proposal in book.contenders(layer)] == rows
-
-
-def test_candidates_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, target, folder = small_layers()[0], make_target("llvm", threads=1), str(tmp_path)
-    np.save(tmp_path / "weight.npy", layer.weight)
-    prepare(folder, layer.workload, 0)
-    points = starts(layer.workload, layer.density, target, "sparse")[:2]
-    files = [str(tmp_path / str(number)) for number in range(3)]
-    for name, point in zip(files, [*points, points[0]], strict=True):
-        assert candidates.make(name, folder, layer.workload, target, (), point.template, point.knobs)[0]
-    with np.load(f"{files[2]}.npz") as packed:
-        arrays = {name: packed[name] * (1.001 if packed[name].dtype == np.float32 else 1) for name in packed.files}
-    np.savez(f"{files[2]}.npz", **arrays)
-    monkeypatch.setattr(candidates, "_last", None)
-    one, two, wrong = candidates.measure_in_turn(files, folder, layer.workload)
-    assert len(one.times_us) == len(two.times_us) == ROUNDS and {one.timer, two.timer} == {"cold"}
-    assert max(one.error, two.error) < 1e-5 < wrong.error and wrong.times_us == ()
-    monkeypatch.setattr(candidates, "MOST_IN_TURN_S", 0.0)
-    monkeypatch.setattr(candidates, "_last", None)
-    brief = candidates.measure_in_turn(files[:2], folder, layer.workload)
-    assert [len(timing.times_us) for timing in brief] == [candidates.FEWEST_IN_TURN] * 2

@@ -6,8 +6,8 @@ import pytest
 
 from tvm_sparse.errors import CompileError, InputError
 from tvm_sparse.tuning import devices
-from tvm_sparse.tuning.candidates import Place
 from tvm_sparse.tuning.devices import cpu_site, gpu_site, local_gpus, setting_for
+from tvm_sparse.tuning.measuring import Place
 from tvm_sparse.tuning.records import Site
 
 H200, A100 = gpu_site("NVIDIA H200", "9.0"), gpu_site("NVIDIA A100-SXM4-80GB", "8.0")

@@ -19,7 +19,7 @@ import pytest
 from tests.tuning import sabotage
 from tests.tuning.small_session import small_layers, small_session
 from tvm_sparse.errors import CompileError, InputError, OutputError
-from tvm_sparse.tuning import candidates, metaschedule, tasks
+from tvm_sparse.tuning import measuring, metaschedule, tasks
 from tvm_sparse.tuning.log_files import LogWriter, read_log
 from tvm_sparse.tuning.records import Record
 from tvm_sparse.tuning.selection import best
@@ -61,7 +61,7 @@ def test_a_session_and_its_resumption(tmp_path: Path) -> None:
 
 def test_a_default_that_was_measured_badly_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks.LayerTask, "_numbers", itertools.count())
-    monkeypatch.setattr(candidates, "measure", sabotage.mistake)
+    monkeypatch.setattr(measuring, "measure", sabotage.mistake)
     layers = small_layers()[:1]
     tuned = small_session(tmp_path, 8, layers=layers)[0]
     records = read_log(tmp_path).records
@@ -71,7 +71,7 @@ def test_a_default_that_was_measured_badly_is_found_out(tmp_path: Path, monkeypa
     assert [one.confirmed for one in compared[:1]] == ["default"] and compared[0].point == records[0].point
     assert 2 <= len(compared) <= 5 and {one.confirmed for one in compared[1:]} <= {"yes", "no"}
     assert {(one.timer, one.date) for one in compared} == {("cold", compared[0].date)}
-    assert all(one.repeats >= candidates.FEWEST_IN_TURN and (one.error or 0) < 1e-5 for one in compared)
+    assert all(one.repeats >= measuring.FEWEST_IN_TURN and (one.error or 0) < 1e-5 for one in compared)
     assert tuned.gain is not None and 1 <= tuned.gain < 10 and tuned.default_us == compared[0].time_us
     assert small_session(tmp_path, 8, layers=layers)[0] == tuned and read_log(tmp_path).records == records
 
@@ -80,8 +80,8 @@ def test_candidates_that_fail_are_counted_named_and_never_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks.LayerTask, "_numbers", itertools.count())
-    monkeypatch.setattr(candidates, "make", sabotage.make)
-    monkeypatch.setattr(candidates, "measure", sabotage.measure)
+    monkeypatch.setattr(measuring, "make", sabotage.make)
+    monkeypatch.setattr(measuring, "measure", sabotage.measure)
     monkeypatch.setattr(metaschedule, "RUN_TIMEOUT_S", 1.5)
     tuned = small_session(tmp_path, 12, layers=small_layers()[:1])[0]
     records = read_log(tmp_path).records
@@ -112,7 +112,7 @@ def test_a_full_disk_ends_the_session_and_keeps_the_log(tmp_path: Path, monkeypa
 
 
 def test_a_full_temporary_folder_is_no_fault_of_the_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "measure", sabotage.fill_disk)
+    monkeypatch.setattr(measuring, "measure", sabotage.fill_disk)
     with pytest.raises(OutputError, match="TMPDIR"):
         small_session(tmp_path, 10)
     assert read_log(tmp_path).records == []
@@ -136,7 +136,7 @@ def test_random_search_and_a_time_budget(tmp_path: Path) -> None:
 def test_a_gpu_session_up_to_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but the GPU: CUDA candidates are built while others are measured, by a stand-in."""
     from tvm_sparse.tuning import devices
-    from tvm_sparse.tuning.candidates import Place
+    from tvm_sparse.tuning.measuring import Place
     from tvm_sparse.tuning.tuner import tune
     from tvm_sparse.tvm_support import cuda_compiler
 
@@ -146,7 +146,7 @@ def test_a_gpu_session_up_to_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyP
         pytest.skip("needs a CUDA compiler")
     gpu = devices.gpu_site("NVIDIA H200", "9.0")
     monkeypatch.setattr(devices, "local_gpus", lambda: [gpu, gpu])
-    monkeypatch.setattr(candidates, "measure", sabotage.pretend)
+    monkeypatch.setattr(measuring, "measure", sabotage.pretend)
     setting = replace(devices.setting_for("cuda"), builders=1, batch=3)
     assert setting.places == (Place("cuda", 0), Place("cuda", 1))
     tuned = tune(small_layers()[:1], setting, Budget(per_layer=7), tmp_path)[0]

@@ -78,6 +78,21 @@ def test_a_process_is_replaced_after_many_uses(monkeypatch: pytest.MonkeyPatch) 
     assert len(set(pids[:3])) == len(set(pids[3:])) == 1 and pids[0] != pids[3]
 
 
+def test_settled_when_no_call_is_under_way() -> None:
+    pool = WorkerPool([(abs, (1,))] * 2)
+    futures = [pool.submit(time.sleep, seconds, timeout_s=60) for seconds in (0.2, 0.0, 0.1)]
+    assert not all(future.done() for future in futures)
+    pool.settle()
+    assert all(future.done() for future in futures)
+    pool.close()
+
+
+def test_numpy_keeps_to_one_thread() -> None:
+    pool = WorkerPool([(abs, (1,))])
+    assert pool.submit(os.getenv, "OPENBLAS_NUM_THREADS", timeout_s=60).result() == "1"
+    pool.close()
+
+
 @pytest.mark.parametrize("fragile", [False, True])
 def test_a_fragile_process_is_replaced_after_an_exception(fragile: bool) -> None:
     pool = WorkerPool([(abs, (1,))], fragile=fragile)

@@ -1,7 +1,7 @@
 """The last word on a CPU's winners: timed in turn with the default, cold as in a network.
 
-A search times each candidate by itself, its filter in the caches from the call before, and what else the machine did
-then counts for or against it. So a candidate that only seems faster than the default would make a network slower.
+A search times each candidate by itself, and what else the machine did then counts for or against it. So a candidate
+that only seems faster than the default would make a network slower.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from tvm_sparse.tuning import candidates
-from tvm_sparse.tuning.candidates import Timing
+from tvm_sparse.tuning import candidates, measuring
+from tvm_sparse.tuning.measuring import Timing
 from tvm_sparse.tuning.search import Proposal
 from tvm_sparse.tuning.tasks import BUILD_TIMEOUT_S, LayerTask, outcome
 from tvm_sparse.tuning.trials import Failure, TrialBook
 from tvm_sparse.tuning.workers import WorkerPool
 
 #: Seconds that all candidates of a layer may take: large layers have fewer rounds.
-TIMEOUT_S = candidates.MOST_IN_TURN_S + 120.0
+TIMEOUT_S = measuring.MOST_IN_TURN_S + 120.0
 #: A candidate is confirmed that takes this share less than the default in the median round, ...
 MARGIN = 0.02
 #: ... and less in so many standard deviations more rounds than chance would give (one in 700 for each candidate).
@@ -47,7 +47,7 @@ def confirm(
             continue
         files = [name for name, _, _ in built]
         arguments = files, str(task.folder), task.layer.workload
-        timings = outcome(runners.submit(candidates.measure_in_turn, *arguments, timeout_s=TIMEOUT_S), "run_failed")
+        timings = outcome(runners.submit(measuring.measure_in_turn, *arguments, timeout_s=TIMEOUT_S), "run_failed")
         if isinstance(timings, Failure) or not timings[0].times_us:
             continue
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

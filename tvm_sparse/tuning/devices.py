@@ -9,8 +9,8 @@ from typing import Any
 from tvm_sparse.cuda.archs import parse_archs
 from tvm_sparse.errors import InputError
 from tvm_sparse.targets import make_target
-from tvm_sparse.tuning.candidates import Place, ready_to_run
 from tvm_sparse.tuning.fleet import remote_device
+from tvm_sparse.tuning.measuring import Place, ready_to_run
 from tvm_sparse.tuning.records import Site
 from tvm_sparse.tuning.tuner import Setting
 from tvm_sparse.tuning.workers import WorkerCrash, WorkerError, WorkerPool

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from tvm_sparse.errors import InputError
-from tvm_sparse.tuning.candidates import Place
+from tvm_sparse.tuning.measuring import Place
 
 #: What a session may last, and how long to wait for a tracker, in seconds.
 SESSION_TIMEOUT_S, CONNECT_TIMEOUT_S = 60, 5.0

@@ -21,7 +21,7 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import Target
 
-from tvm_sparse.tuning import candidates
+from tvm_sparse.tuning import candidates, measuring
 from tvm_sparse.tuning.tasks import BUILD_TIMEOUT_S, LayerTask, outcome
 from tvm_sparse.tuning.trials import Failure, Result, Trial, TrialBook
 from tvm_sparse.tuning.workers import WorkerPool
@@ -65,7 +65,7 @@ class Line:
 
     Parameters
     ----------
-    overlap : build candidates while others are measured, which would disturb a CPU that does both
+    overlap : build candidates and prepare layers while others are measured, which would disturb a CPU that does both
     attempts : how often a candidate is tried that raises or crashes
     """
 
@@ -86,8 +86,10 @@ class Line:
         return future
 
     def measure(self, trial: Trial) -> Future[Result]:
-        """Measure a trial once it is built; waits while too many others do."""
+        """Measure a trial once it is built; waits while too many others do, or anything else is under way."""
         self._room.acquire()
+        if not self.overlap:
+            self._builders.settle()
         done: Future[Result] = Future()
         done.add_done_callback(lambda _: self._room.release())
         self._built.pop(trial.number).add_done_callback(functools.partial(self._check, trial, done))
@@ -114,7 +116,7 @@ class Line:
             best_us = self.book.best_us(trial)
             arguments = (str(trial.files), str(trial.folder), trial.layer.workload, best_us)
             running = self._runners.submit(
-                candidates.measure, *arguments, timeout_s=RUN_TIMEOUT_S, attempts=self._attempts
+                measuring.measure, *arguments, timeout_s=RUN_TIMEOUT_S, attempts=self._attempts
             )
             running.add_done_callback(functools.partial(self._finish, trial, done))
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from tvm_sparse.errors import OutputError
-from tvm_sparse.tuning.candidates import Timing
 from tvm_sparse.tuning.layers import Layer
 from tvm_sparse.tuning.log_files import LogWriter
+from tvm_sparse.tuning.measuring import Timing
 from tvm_sparse.tuning.records import Record, Rows, Site, density_class
 from tvm_sparse.tuning.search import Proposal
 from tvm_sparse.tuning.selection import best
@@ -166,20 +166,21 @@ class TrialBook:
         times = Counter(one.point for one in right)
         named = [*right[:2], best(right, "sparse"), best(right, "dense")]
         named += [one for one in right if one.source == "default"]
-        wanted = [one for one in named if one is not None and one.timer == "clock" and times[one.point] == 1]
+        wanted = [one for one in named if one is not None and one.timer == "cold" and times[one.point] == 1]
         return list(dict.fromkeys(Proposal(Point.of(one.template, one.knobs), one.source) for one in wanted))
 
     def contenders(self, layer: Layer) -> list[Proposal]:
-        """The default of a layer and the fastest others, where a CPU's clock said so and nothing has confirmed it."""
+        """The default of a layer and its fastest others, if a CPU timed each by itself and nothing confirmed them."""
         records = [one for one in self.tallies[layer].records if one.ok]
-        clocked = sorted((one for one in records if one.timer == "clock"), key=lambda one: one.time_us or math.inf)
+        alone = (one for one in records if one.timer == "cold" and not one.confirmed)
+        cold = sorted(alone, key=lambda one: one.time_us or math.inf)
         default = next((one for one in records if one.source == "default"), None)
         compared = {one.point for one in records if one.confirmed}
-        if default is None or not clocked or clocked[0].point in {default.point, *compared}:
+        if default is None or not cold or cold[0].point in {default.point, *compared}:
             return []
-        others = list(dict.fromkeys(one.point for one in clocked if one.point != default.point))[:MOST_CONTENDERS]
+        others = list(dict.fromkeys(one.point for one in cold if one.point != default.point))[:MOST_CONTENDERS]
         winner = best(records)
-        named = [default, *(one for one in clocked if one.point in others), *([winner] if winner else [])]
+        named = [default, *(one for one in cold if one.point in others), *([winner] if winner else [])]
         return list({one.point: Proposal(Point.of(one.template, one.knobs), one.source) for one in named}.values())
 
     def give_back(self, layer: Layer, trials: int) -> None:

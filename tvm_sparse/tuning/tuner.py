@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from tvm_sparse.errors import InputError
-from tvm_sparse.tuning.candidates import Place, ready_to_build, ready_to_run, starts
+from tvm_sparse.tuning.candidates import ready_to_build, starts
 from tvm_sparse.tuning.confirm import confirm
 from tvm_sparse.tuning.cost_model import CostModel, Subject
 from tvm_sparse.tuning.fleet import ATTEMPTS, count_servers
 from tvm_sparse.tuning.layers import Layer
 from tvm_sparse.tuning.log_files import LogWriter, make_log, read_log
+from tvm_sparse.tuning.measuring import Place, ready_to_run
 from tvm_sparse.tuning.records import Knobs, Record, Site, density_class
 from tvm_sparse.tuning.search import LayerSearch
 from tvm_sparse.tuning.selection import best, deduplicated

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 #: Calls after which a process is replaced: TVM's compiler never gives some memory back.
 MOST_USES = 200
 START_TIMEOUT_S = 120.0
+#: Threads that numpy's library keeps for itself spin for a while after each product, in the way of what is measured.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _ROOT = str(Path(__file__).resolve().parents[2])
 
 
@@ -55,7 +57,7 @@ class Worker:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": search},
+            env={**os.environ, **ONE_THREAD, "PYTHONPATH": search},
             start_new_session=True,  # Ctrl-C is the tuner's business, and its children die with it
         )
         theirs.close()
@@ -122,6 +124,7 @@ class WorkerPool:
         for worker in self._workers:
             self._free.put(worker)
         self._threads = ThreadPoolExecutor(len(setups))
+        self._under_way: set[Future[Any]] = set()
         self._closed = False
 
     @property
@@ -134,7 +137,14 @@ class WorkerPool:
 
     def submit(self, function: Callable[..., Any], *arguments: Any, timeout_s: float, attempts: int = 1) -> Future[Any]:
         """Call a function in a free worker, so often at most until it neither raises nor crashes; see Worker.call."""
-        return self._threads.submit(self._call, function, arguments, timeout_s, attempts)
+        future = self._threads.submit(self._call, function, arguments, timeout_s, attempts)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return future
+
+    def settle(self) -> None:
+        """Wait until no call is under way, so that nothing here keeps a CPU busy."""
+        wait(self._under_way.copy())
 
     def close(self) -> None:
         """End every process now, whatever it does."""
