@@ -1,7 +1,8 @@
-"""A block of a scheduled function with some of its fields changed; s_tir's nodes cannot be changed in place."""
+"""Statements of a scheduled function with something changed; s_tir's nodes cannot be changed in place."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import tvm_ffi
@@ -36,3 +37,13 @@ def at_first(realize: s_tir.SBlockRealize, loop_vars: list[Any], **changes: Any)
         tvm_ffi.structural_map(realize.predicate, (tirx.Var, first), order="post"),
         changed_block(realize.block, **changes),
     )
+
+
+def substituted(expression: Any, values: Iterable[tuple[Any, Any]]) -> Any:
+    """An expression with values in the place of variables."""
+    pairs = list(values)
+
+    def put(var: tirx.Var) -> Any:
+        return next((value for old, value in pairs if old.same_as(var)), var)
+
+    return tvm_ffi.structural_map(expression, (tirx.Var, put), order="post")

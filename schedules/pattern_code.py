@@ -9,7 +9,7 @@ What is loaded may be a pair of 16-bit pixels, with a sum for each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from tvm import s_tir, tirx
 from tvm.backend.cuda.op import cuda_func_call
 from tvm.sym import Analyzer
 
+from tvm_sparse.schedules.blocks import substituted
 from tvm_sparse.schedules.pattern_ptx import Loads, nonzero_function
 from tvm_sparse.schedules.storage import whole
 
@@ -78,12 +79,12 @@ class _Pattern:
 
     def at(self, expr: Any, v: int = 0, c: int = 0, r: int = 0, s: int = 0, pair: int = 0) -> Any:
         """An expression of the block for one point of the loops."""
-        return self.analyzer.simplify(self._point(_substitute(expr, self.values), v, c, r, s, pair))
+        return self.analyzer.simplify(self._point(substituted(expr, self.values), v, c, r, s, pair))
 
     def _point(self, expr: Any, v: int, c: int, r: int, s: int, pair: int = 0) -> Any:
         """An expression of the loops for one point of them."""
         place = (v, pair, c, r, s) if self.paired else (v, c, r, s)
-        return _substitute(expr, [(var, tirx.const(at, "int32")) for var, at in zip(self.loops, place, strict=True)])
+        return substituted(expr, [(var, tirx.const(at, "int32")) for var, at in zip(self.loops, place, strict=True)])
 
     def code(self) -> Any:
         weight, element, part = self.loads["weight"], self.loads["element"], self.store.buffer
@@ -118,8 +119,8 @@ class _Pattern:
     def _offsets(self, place: Any) -> list[int]:
         """Distance in elements from the first to every (channel of a chunk, kernel element), in their order."""
         first = [(var, tirx.const(0, "int32")) for var in self.loops]
-        bound = _substitute(place, self.values)
-        distance = self.analyzer.simplify(bound - _substitute(bound, first))
+        bound = substituted(place, self.values)
+        distance = self.analyzer.simplify(bound - substituted(bound, first))
         points = np.ndindex(self.channels, *self.weight.shape[2:])
         return [int(self.analyzer.simplify(self._point(distance, 0, *point))) for point in points]
 
@@ -131,12 +132,3 @@ def _choose(selector: Any, options: Sequence[int], code: Callable[[int], Any]) -
     middle = len(options) // 2
     below, above = (_choose(selector, half, code) for half in (options[:middle], options[middle:]))
     return tirx.IfThenElse(selector < options[middle], below, above)
-
-
-def _substitute(expr: Any, values: Iterable[tuple[Any, Any]]) -> Any:
-    pairs = list(values)
-
-    def bind(var: Any) -> Any:
-        return next((value for old, value in pairs if old.same_as(var)), var)
-
-    return tvm_ffi.structural_map(expr, (tirx.Var, bind), order="post")
