@@ -71,11 +71,12 @@ def _device() -> tempfile.TemporaryDirectory[str]:
 
 
 def cuda_source(func: Any, target: Any) -> str:
-    """What TVM generates: handed to its compile callback where this process has CUDA, kept as text where not."""
+    """What a build compiles: handed to TVM's compile callback where this process has CUDA, kept as text where not."""
     import tvm
     import tvm_ffi
 
     from tvm_sparse.tvm_support import asynchronous_copies
+    from tvm_sparse.tvm_support.fresh_places import with_fresh_places
 
     seen: list[str] = []
 
@@ -94,7 +95,7 @@ def cuda_source(func: Any, target: Any) -> str:
             tvm_ffi.remove_global_func(name)
         else:
             tvm_ffi.register_global_func(name, before, override=True)
-    return seen[0] if seen else str(built.mod.imports[0].inspect_source())
+    return with_fresh_places(seen[0] if seen else str(built.mod.imports[0].inspect_source()))
 
 
 def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes: int) -> str:

@@ -16,6 +16,7 @@ from tvm_sparse.errors import CompileError
 from tvm_sparse.tvm_support.cuda_compilers import CudaCompiler, cuda_compiler
 from tvm_sparse.tvm_support.cuda_runtime import enable_cuda
 from tvm_sparse.tvm_support.dependent_launch import read_after_waiting
+from tvm_sparse.tvm_support.fresh_places import with_fresh_places
 from tvm_sparse.tvm_support.release_check import import_tvm
 
 _CALLBACK = "tvm_callback_cuda_compile"
@@ -84,7 +85,7 @@ def cuda_build(archs: str | Iterable[str], *, target: Any = None, compiler: str 
 
     def compile_source(source: str) -> bytearray:
         try:
-            build.binaries.append(found.compile(read_after_waiting(source), archs))
+            build.binaries.append(found.compile(with_fresh_places(read_after_waiting(source)), archs))
         except CompileError as error:
             failure.append(error)  # TVM hands it on as another exception, with its own stack trace for a message
             raise

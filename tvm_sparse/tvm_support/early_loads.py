@@ -29,23 +29,28 @@ class EarlyLoads:
     others: tuple[Any, ...] = ()
 
 
-def load_early(body: Any, constant: set[Any], memory: set[Any]) -> EarlyLoads:
+def stored_to(body: Any) -> set[Any]:
+    """The buffers that a kernel writes."""
+    stores: list[Any] = []
+    tvm_ffi.structural_walk(body, (tirx.BufferStore, lambda store: stores.append(store.buffer)), order="pre")
+    return set(stores)
+
+
+def load_early(body: Any, constant: set[Any], readable: set[Any], written: set[Any]) -> EarlyLoads:
     """Take single loads out of the statements of a kernel that write to global memory.
 
     Parameters
     ----------
     body : of a lowered kernel
-    constant, memory : the buffers that no kernel writes, and all others in global memory
+    constant, readable, written
+        The buffers in global memory that no kernel writes, those that only others write, those that this one does.
 
     Returns
     -------
     EarlyLoads
         `constants` may stand wherever all threads come by; `others` behind them, where the memory may be read.
     """
-    stores: list[Any] = []
-    tvm_ffi.structural_walk(body, (tirx.BufferStore, lambda store: stores.append(store.buffer)), order="pre")
-    written = memory & set(stores)
-    split = _Split(constant, memory - written, written)
+    split = _Split(constant, readable, written)
     changed = split.statement(body, [])
     if not 0 < len(split.registers) <= MOST_VALUES:
         return EarlyLoads(body)
