@@ -12,8 +12,9 @@ Call = Callable[[], object]
 #: Takes one sample: microseconds per call.
 Sampler = Callable[[], float]
 
-#: Thread pools spin for a while after a run. Each candidate starts after they have gone to sleep, and warm.
-CPU_PAUSE_S, CPU_WARM_UPS, CPU_CALLS = 0.02, 2, 3
+#: Thread pools spin for a while after a run: beside onnxruntime's a short call took half as long again 20 ms later. Each
+#: candidate starts after they have gone to sleep, and warm.
+CPU_PAUSE_S, CPU_WARM_UPS, CPU_CALLS = 0.2, 2, 3
 #: A sample on a GPU: calls for so long, at least and at most so many.
 GPU_SAMPLE_US, GPU_WARM_UPS, GPU_FEWEST_CALLS, GPU_MOST_CALLS = 12_000.0, 2, 2, 100
 #: Single calls behind a latency or a host time.
