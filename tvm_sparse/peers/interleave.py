@@ -12,7 +12,7 @@ Call = Callable[[], object]
 #: Takes one sample: microseconds per call.
 Sampler = Callable[[], float]
 
-#: Thread pools spin for a while after a run: beside onnxruntime's a short call took half as long again 20 ms later. Each
+#: Thread pools spin for a while after a run: 20 ms after onnxruntime's a short call still took half as long again. Each
 #: candidate starts after they have gone to sleep, and warm.
 CPU_PAUSE_S, CPU_WARM_UPS, CPU_CALLS = 0.2, 2, 3
 #: A sample on a GPU: calls for so long, at least and at most so many.
