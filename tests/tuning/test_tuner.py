@@ -19,7 +19,7 @@ import pytest
 from tests.tuning import sabotage
 from tests.tuning.small_session import small_layers, small_session
 from tvm_sparse.errors import CompileError, InputError, OutputError
-from tvm_sparse.tuning import measuring, metaschedule, tasks
+from tvm_sparse.tuning import candidates, measuring, metaschedule, tasks
 from tvm_sparse.tuning.log_files import LogWriter, read_log
 from tvm_sparse.tuning.records import Record
 from tvm_sparse.tuning.selection import best
@@ -80,7 +80,7 @@ def test_candidates_that_fail_are_counted_named_and_never_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks.LayerTask, "_numbers", itertools.count())
-    monkeypatch.setattr(measuring, "make", sabotage.make)
+    monkeypatch.setattr(candidates, "make", sabotage.make)
     monkeypatch.setattr(measuring, "measure", sabotage.measure)
     monkeypatch.setattr(metaschedule, "RUN_TIMEOUT_S", 1.5)
     tuned = small_session(tmp_path, 12, layers=small_layers()[:1])[0]
