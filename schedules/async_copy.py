@@ -18,6 +18,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.script import tirx as T
 
+from tvm_sparse.tvm_support.early_loads import in_sequence
 from tvm_sparse.tvm_support.fresh_places import places_from_here_on
 
 COPY_AHEAD, COPY_AT_ONCE = "copy_ahead", "copy_at_once"
@@ -79,7 +80,7 @@ def _pipelined(loop: tirx.For, buffer: Any) -> Any:
     copy = tvm_ffi.structural_map(copy, (tirx.BufferStore, store), order="post")
     work = tvm_ffi.structural_map(work, (tirx.Var, before), order="post")
     steps = [
-        tirx.IfThenElse(loop.loop_var < loop.extent, tirx.SeqStmt([places_from_here_on(), *_parts(copy)]), None),
+        tirx.IfThenElse(loop.loop_var < loop.extent, in_sequence([places_from_here_on(), copy]), None),
         tirx.Evaluate(T.ptx["cp.async.commit_group"]()),
         tirx.IfThenElse(
             loop.loop_var > 0,
@@ -88,10 +89,6 @@ def _pipelined(loop: tirx.For, buffer: Any) -> Any:
         ),
     ]
     return tirx.For(loop.loop_var, loop.min, loop.extent + 1, loop.kind, tirx.SeqStmt(steps), None, {})
-
-
-def _parts(statement: Any) -> list[Any]:
-    return list(statement.seq) if isinstance(statement, tirx.SeqStmt) else [statement]
 
 
 def _start_copy(store: tirx.BufferStore) -> Any:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 
 import pytest
-import tvm
 
-from tests import cuda_on_cpu
 from tests.cases import Case
-from tests.schedules.running import GPU, kernel, run_kernel
-from tests.test_early_loads import EVERYTHING, constants_of
-from tvm_sparse.tvm_support.dependent_launch import dependent_launch_pipeline
+from tests.schedules.running import GPU, kernel
+from tests.waiting_kernels import EVERYTHING, checked_source
 from tvm_sparse.tvm_support.grouped_loads import MOST_VALUES
 from tvm_sparse.workload import ConvWorkload
 
@@ -30,13 +26,8 @@ def test_kernels_that_load_together_are_right(name: str, monkeypatch: pytest.Mon
     workload, knobs = CASES[name]
     case = Case(workload, 0.2, "channels", 3)
     built = kernel("cuda_pattern", case, GPU, rows_per_group=ROWS, **knobs)
-    lowering = dependent_launch_pipeline(["sm_90"], {"main": constants_of(built)})
-    sources: list[str] = []
-    plain = cuda_on_cpu.cuda_source
-    monkeypatch.setattr(tvm, "compile", partial(tvm.compile, tir_pipeline=lowering))
-    monkeypatch.setattr(cuda_on_cpu, "cuda_source", lambda *given: sources.append(plain(*given)) or sources[-1])
-    assert case.wrong(run_kernel(built, case, GPU)) is None
-    lines = sources[0].rsplit("__global__", 1)[1].split("\n")
+    source = checked_source(built, case, monkeypatch)
+    lines = source.rsplit("__global__", 1)[1].split("\n")
     order = "".join("L" if "_grouped" in line.split(" = ")[0] else "S" for line in lines if _LOAD_OR_STORE.match(line))
     assert order.count("L") == ROWS * (2 if name == "pairs" else 1) and order.startswith("L" * (2 * MOST_VALUES) + "S")
 

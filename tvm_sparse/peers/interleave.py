@@ -12,8 +12,7 @@ Call = Callable[[], object]
 #: Takes one sample: microseconds per call.
 Sampler = Callable[[], float]
 
-#: Thread pools spin for a while after a run: 20 ms after onnxruntime's a short call still took half as long again. Each
-#: candidate starts after they have gone to sleep, and warm.
+#: Thread pools spin for tens of milliseconds after a run. Each candidate starts once they have gone to sleep, and warm.
 CPU_PAUSE_S, CPU_WARM_UPS, CPU_CALLS = 0.2, 2, 3
 #: A sample on a GPU: calls for so long, at least and at most so many.
 GPU_SAMPLE_US, GPU_WARM_UPS, GPU_FEWEST_CALLS, GPU_MOST_CALLS = 12_000.0, 2, 2, 100
