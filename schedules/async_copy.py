@@ -54,21 +54,22 @@ def copy_at_once(func: tirx.PrimFunc, buffer: Any) -> tirx.PrimFunc:
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, rewrite), order="post"))
 
 
-def copy_ahead(func: tirx.PrimFunc, buffer: Any) -> tirx.PrimFunc:
+def copy_ahead(func: tirx.PrimFunc, buffer: Any, fresh_places: bool) -> tirx.PrimFunc:
     """Copy the chunk after the one that is being worked on, in the loop that was marked.
 
     Parameters
     ----------
     buffer : what is copied to, with room for two chunks that alternate; elements of 4 bytes
+    fresh_places : work out in every step where the copies go, instead of keeping that in registers
     """
 
     def rewrite(loop: tirx.For) -> Any:
-        return _pipelined(loop, buffer) if COPY_AHEAD in loop.annotations else loop
+        return _pipelined(loop, buffer, fresh_places) if COPY_AHEAD in loop.annotations else loop
 
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, rewrite), order="post"))
 
 
-def _pipelined(loop: tirx.For, buffer: Any) -> Any:
+def _pipelined(loop: tirx.For, buffer: Any, fresh_places: bool) -> Any:
     copy, work = list(loop.body.seq)
 
     def store(node: tirx.BufferStore) -> Any:
@@ -79,8 +80,9 @@ def _pipelined(loop: tirx.For, buffer: Any) -> Any:
 
     copy = tvm_ffi.structural_map(copy, (tirx.BufferStore, store), order="post")
     work = tvm_ffi.structural_map(work, (tirx.Var, before), order="post")
+    copy = in_sequence([places_from_here_on(), copy]) if fresh_places else copy
     steps = [
-        tirx.IfThenElse(loop.loop_var < loop.extent, in_sequence([places_from_here_on(), copy]), None),
+        tirx.IfThenElse(loop.loop_var < loop.extent, copy, None),
         tirx.Evaluate(T.ptx["cp.async.commit_group"]()),
         tirx.IfThenElse(
             loop.loop_var > 0,

@@ -100,6 +100,7 @@ class CudaPattern(Template):
             "order": ("groups", "tiles"),
             "blocks_per_sm": (0, 2, 3, 4),
             "rotate": (0, 1),
+            "fresh_places": (0, 1),
             **({"pairs": pairs} if pairs else {}),
         }
 
@@ -143,6 +144,7 @@ class CudaPattern(Template):
             "order": "groups" if code > pattern_tile.CACHED_CODE_BYTES else "tiles",
             "blocks_per_sm": pattern_tile.resident_blocks(group, not own, paired) if filled else 0,
             "rotate": 0,
+            "fresh_places": 1,
             **pairs,
         }
 
@@ -179,7 +181,7 @@ class CudaPattern(Template):
         if int(chosen["rotate"]):
             func = rotate_chunks(func, pattern_tile.PROCESSORS)
         if int(chosen["stages"]) == 2:
-            func = copy_ahead(func, find_buffer(func, "tile_shared.dyn"))
+            func = copy_ahead(func, find_buffer(func, "tile_shared.dyn"), bool(chosen["fresh_places"]))
         if blocks := int(chosen["blocks_per_sm"]):
             func = keep_resident(func, blocks)
         return self.finished(workload, chosen, func, PatternFilter(int((weight != 0).sum())))

@@ -30,6 +30,8 @@ from tvm_sparse.workload import ConvWorkload
 
 #: Bytes of a partial sum, float32.
 SUM_BYTES = 4
+#: Warps of a block that adds partial sums: few, so that there are blocks for every multiprocessor.
+ADDING_WARPS = 8
 
 
 class CudaPixelNonzero(Template):
@@ -164,9 +166,10 @@ def _split_over_blocks(sch: s_tir.Schedule, stored: Any, tiling: WarpTiling, kno
     block, inside = stages.cut_output(sch, tiling, warps, per_warp, tiles.vector_of(knobs))
     warp, *rest = inside.values()
     lanes, own = rest[:3], rest[3:]
-    sch.reorder(*own, warp, *lanes)
+    several, warp = sch.split(warp, [None, math.gcd(warps, ADDING_WARPS)])
+    sch.reorder(several, *own, warp, *lanes)
     split = _add_splits(sch, lanes[-1])
-    sch.bind(sch.fuse(block, *own), "blockIdx.x")
+    sch.bind(sch.fuse(block, several, *own), "blockIdx.x")
     for loop, axis in zip((warp, sch.fuse(*lanes)), axes, strict=True):
         sch.bind(loop, axis)
     stages.set_to_zero(sch, "part", chunk)

@@ -55,10 +55,11 @@ def test_declared_once_for_one_within_another() -> None:
     assert with_fresh_places(nested).count("int fresh_thread") == 1
 
 
-def test_a_kernel_that_copies_ahead_is_right() -> None:
+@pytest.mark.parametrize("fresh", [0, 1])
+def test_a_kernel_that_copies_ahead_is_right(fresh: int) -> None:
     case = Case(ConvWorkload(2, 12, 9, 11, 16, 3, 3, padding=(1, 1, 1, 1)), 0.2, "channels", 3)
-    built = kernel("cuda_pattern", case, GPU, channels=4, stages=2)
-    assert cuda_on_cpu.cuda_source(built.func, GPU).count("fresh_thread") > 2
+    built = kernel("cuda_pattern", case, GPU, channels=4, stages=2, fresh_places=fresh)
+    assert (cuda_on_cpu.cuda_source(built.func, GPU).count("fresh_thread") > 2) == bool(fresh)
     assert case.wrong(run_kernel(built, case, GPU)) is None
 
 
