@@ -15,6 +15,9 @@ from tvm_sparse.schedules.base import MOST_ELEMENTS
 from tvm_sparse.schedules.blocks import changed_block
 from tvm_sparse.schedules.storage import whole
 
+#: Of a function: by the name of a tensor, the channels of it that it stores and never loads, (first, last + 1) each.
+_STORED = "tvm_sparse.stored_channels"
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -76,4 +79,14 @@ def store_slices(func: tirx.PrimFunc, slices: Sequence[Slice], shapes: Sequence[
         return changed_block(node, writes=[*others, *map(whole, tensors)])
 
     body = tvm_ffi.structural_map(func.body, [(tirx.BufferStore, store), (s_tir.SBlock, block)], order="post")
-    return tirx.PrimFunc([*func.params[:-1], *tensors], body, func.ret_type, func.attrs)
+    stored = {
+        name: [[part.first, part.first + part.channels] for part in slices if part.tensor == tensor]
+        for tensor, name in enumerate(names)
+    }
+    return tirx.PrimFunc([*func.params[:-1], *tensors], body, func.ret_type, func.attrs).with_attr(_STORED, stored)
+
+
+def stored_channels(func: tirx.PrimFunc, parameter: tirx.Var) -> tuple[tuple[int, int], ...]:
+    """The channels of a parameter, (first, last + 1) each, that a kernel stores and nothing else of it, if known."""
+    stored = func.attrs.get(_STORED, {}) if func.attrs else {}
+    return tuple((int(first), int(end)) for first, end in stored.get(parameter.name, ()))

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import tvm_sparse
+from tests.cases import Case
 from tests.network.layer_cases import layer_cases
+from tests.schedules.running import GPU, kernel
 from tests.test_tvm_support import needs_cuda
+from tests.waiting_kernels import EVERYTHING, checked_source
 from tvm_sparse.cuda.paths import find_nvcc
 from tvm_sparse.errors import CompileError
 from tvm_sparse.tvm_support import cuda_compilers, dependent_launch
-from tvm_sparse.tvm_support.dependent_launch import read_after_waiting
+from tvm_sparse.tvm_support.dependent_launch import LATE_WAIT, read_after_waiting
+from tvm_sparse.workload import ConvWorkload
 
 SOURCE = """#include <cstdint>
 extern "C" __global__ void __launch_bounds__(32) one_kernel(float* __restrict__ x_ptr, float* __restrict__ out_ptr);
@@ -53,6 +58,12 @@ def test_only_weights_and_what_a_waiting_kernel_writes_are_restricted(monkeypatc
     assert read_after_waiting(plain) == plain
 
 
+def test_a_kernel_that_waits_late_is_declared_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dependent_launch, "_weights", {})
+    late = SOURCE.replace("wait_for_kernels_in_front();", "begin_beside_kernels_in_front();")
+    assert signatures(read_after_waiting(late)) == signatures(read_after_waiting(SOURCE))
+
+
 def test_what_a_waiting_kernel_reads_is_no_constant_in_ptx() -> None:
     load = 'asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(y) : "l"(x_ptr));\n'
     source = SOURCE.replace("  float y = x_ptr", f"  float y;\n  {load}  y += x_ptr")
@@ -89,11 +100,11 @@ def test_no_kernel_reads_before_it_waits(compiled: tuple[str, bytes], tmp_path: 
     kernels = re.split(r"^\.visible \.entry ", (tmp_path / "kernels.ptx").read_text(), flags=re.MULTILINE)[1:]
     assert len(kernels) == len(re.findall(r"^extern .*\{$", source, re.MULTILINE)) > 3
     assert "float* x_ptr" in source and "__restrict__ x_ptr" not in source and "__restrict__ values_ptr" in source
-    for kernel in kernels:
-        before, after = kernel.split("griddepcontrol.wait;")
+    for code in kernels:
+        before, after = code.split("griddepcontrol.wait;")
         # Weights may be read earlier; pooling and means have none.
-        assert not re.search(r"\bst\S*\.global", before), kernel.split("(")[0]
-        if re.match(r"(max_pool|mean)", kernel):
+        assert not re.search(r"\bst\S*\.global", before), code.split("(")[0]
+        if re.match(r"(max_pool|mean)", code):
             assert not re.search(r"\bld\S*\.global", before) and "ld.global.nc" not in after
         assert re.search(r"\b(ld|cp\.async)\S*\.global", after)
     assert library.count(b"tirx.use_programtic_dependent_launch") == len(kernels)
@@ -112,6 +123,37 @@ def test_weights_alone_are_read_before_the_wait(compiled: tuple[str, bytes]) -> 
         assert early <= dependent_launch._weights[dependent_launch._function_of(signature[1])], signature[1]
         staged += "values_ptr" in early
     assert staged
+
+
+LATE = {
+    "cuda_pixel": {},
+    "cuda_pixel_nonzero": {"split_over": "blocks", "warps": 2, "channels": 3, "splits": 4, "blocks_per_warp": 2},
+    "cuda_pattern": {},
+    "cuda_dense": {},
+    "cuda_row": {},
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_a_late_kernel_waits_behind_its_last_store(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (2, 64, 1, 1, 24, 1, 1) if name == "cuda_row" else (1, 12, 9, 11, 24, 3, 3)
+    padding = (0, 0, 0, 0) if name == "cuda_row" else (1, 1, 1, 1)
+    case = Case(ConvWorkload(*shape, padding=padding, epilogue=EVERYTHING), 0.2, "channels", 3)
+    built = kernel(name, case, GPU, **LATE[name])
+    late = replace(built, func=built.func.with_attr(LATE_WAIT, 1))
+    source = checked_source(late, case, monkeypatch)
+    begun, ended = "begin_beside_kernels_in_front();", "end_behind_kernels_in_front();"
+    bodies = re.findall(r"^extern [^\n]*\{\n(.*?)^\}", source, re.MULTILINE | re.DOTALL)
+    assert len(bodies) == (2 if name == "cuda_pixel_nonzero" else 1)
+    lines = [line.strip() for line in bodies[0].strip().split("\n")]
+    assert lines[0] == begun and lines[-1] == ended
+    # All threads come to the end, and nowhere else do they wait.
+    assert "return" not in bodies[0] and "wait_for_kernels_in_front" not in bodies[0]
+    for body in bodies[1:]:
+        assert "wait_for_kernels_in_front();" in body and begun not in body and ended not in body
+    helpers = dict(re.findall(r"^__forceinline__ \S+ void (\w+\(\)) \{\n(.*?)^\}", source, re.MULTILINE | re.DOTALL))
+    assert re.findall(r"griddepcontrol\.(\w+)", helpers[begun[:-1]]) == ["launch_dependents"]
+    assert re.findall(r"griddepcontrol\.(\w+)", helpers[ended[:-1]]) == ["wait"]
 
 
 @needs_cuda

@@ -61,3 +61,5 @@ def test_kernels_are_launched_with_an_even_share() -> None:
     assert names == sums and names[-1] == "tirx.use_dyn_shared_memory" and adds_after == adds
     assert extents[:-1] == sum_extents[:-1] and extents[-1] > sum_extents[-1]
     assert launched(spread_blocks(lowered, "sm_120")) == launched(lowered)
+    assert launched(spread_blocks(lowered, "sm_90", {"main_kernel"})) == launched(lowered)
+    assert launched(spread_blocks(lowered, "sm_90", {"main_kernel_1"})) != launched(lowered)

@@ -77,6 +77,8 @@ static void tvm_builtin_ptx_cp_async_ca_src_size_async_ca_shared_global_4(float*
 }
 // Kernels run one after the other.
 static void wait_for_kernels_in_front() {}
+static void begin_beside_kernels_in_front() {}
+static void end_behind_kernels_in_front() {}
 // What ptx_on_cpu.py makes of PTX.
 static unsigned __cvta_generic_to_shared(const void* p) { return (const char*)p - (const char*)shared_memory; }
 static size_t __cvta_generic_to_global(const void* p) { return (size_t)p; }

@@ -13,6 +13,7 @@ from tvm.target import Target
 from tvm_sparse.network.capture import outputs_as_parameters, weight_names
 from tvm_sparse.network.decide import decide
 from tvm_sparse.network.imported import ImportedModel
+from tvm_sparse.network.late_waits import late_wait_pipeline
 from tvm_sparse.network.linear import lower_linear_layers
 from tvm_sparse.network.match import match_layers, template_dtypes
 from tvm_sparse.network.precision import sum_in_float32
@@ -80,18 +81,20 @@ def generate_code(
     """The Relax executable of a scheduled module; on CUDA its "main" takes the outputs behind the inputs.
 
     For CUDA the caller holds a tvm_support.cuda_build context; `cuda_graph` captures the kernels in one launch,
-    and with `overlap` each begins before the one in front of it ends.
+    and with `overlap` each begins before the one in front of it ends, independent ones to run beside it.
     """
     progress("generate code", 0.0)
     on_gpu = target.kind.name == "cuda"
     lowest = str(target.attrs["arch"]) if on_gpu else ""
     if overlap is None:
         overlap = on_gpu and pays_to_overlap(lowest, _largest_batch(module))
-    lowering = dependent_launch_pipeline([lowest], weight_names(module)) if on_gpu and overlap else "default"
+    overlap = on_gpu and overlap
+    lowering = dependent_launch_pipeline([lowest], weight_names(module)) if overlap else "default"
     with target, pass_config({"relax.backend.use_cuda_graph": on_gpu and cuda_graph}):
         if on_gpu:
             module = lift_workspaces(outputs_as_parameters(module, target))
-        executable = tvm.compile(module, target=target, relax_pipeline="default_build", tir_pipeline=lowering)
+        planning = late_wait_pipeline(module, target) if overlap else "default_build"
+        executable = tvm.compile(module, target=target, relax_pipeline=planning, tir_pipeline=lowering)
     progress("generate code", 1.0)
     return executable
 

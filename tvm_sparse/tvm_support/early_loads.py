@@ -59,9 +59,9 @@ def load_early(body: Any, constant: set[Any], readable: set[Any], written: set[A
 
 
 def in_sequence(statements: Sequence[Any]) -> Any:
-    """One statement of several, of which some may be sequences: TVM takes no sequence in a sequence."""
+    """One statement of some, which may be sequences: TVM takes no sequence in a sequence, and none of one statement."""
     flat = [part for each in statements for part in (each.seq if isinstance(each, tirx.SeqStmt) else [each])]
-    return tirx.SeqStmt(flat)
+    return tirx.SeqStmt(flat) if len(flat) > 1 else flat[0]
 
 
 class _Split:

@@ -8,6 +8,7 @@ over what will be free.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import tvm
@@ -23,10 +24,11 @@ SHARED_BYTES, RESERVED_BYTES, THREADS, BLOCKS = 233472, 1024, 2048, 32
 _ALIGNMENT = 16
 
 
-def spread_blocks(module: tvm.IRModule, arch: str) -> tvm.IRModule:
+def spread_blocks(module: tvm.IRModule, arch: str, beside: Collection[str] = ()) -> tvm.IRModule:
     """Raise the shared memory that kernels are launched with, in the host functions of a lowered module.
 
-    Kernels without shared memory stay as they are: their blocks find room everywhere.
+    Kernels without shared memory stay as they are: their blocks find room everywhere. So do the kernels `beside`, by
+    name: they run beside those in front of them, in what room these leave.
     """
     if arch not in MULTIPROCESSORS:
         return module
@@ -35,7 +37,7 @@ def spread_blocks(module: tvm.IRModule, arch: str) -> tvm.IRModule:
         if str(getattr(call.op, "name", "")) != "tirx.call_ffi_kernel":
             return call
         names = [str(name) for name in call.attrs.launch_params]
-        if _SHARED not in names:
+        if _SHARED not in names or call.args[0].value in beside:
             return call
         extents = dict(zip(names, map(int, call.args[-len(names) :]), strict=True))
         own_bytes = extents.pop(_SHARED)

@@ -1,0 +1,203 @@
+"""Which kernels wait at their end: independent branches of a network, and nothing that reads or writes too early."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import tvm
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.network.onnx_models import model, tensor
+from tests.network.running import silent
+from tests.network.test_branches import CONSTANTS, INCEPTION, SIZE, C, op
+from tvm_sparse.network.build import lower_network
+from tvm_sparse.network.capture import outputs_as_parameters
+from tvm_sparse.network.late_waits import Access, KernelCall, late_functions, late_wait_pipeline, mark_late
+from tvm_sparse.network.onnx_import import import_onnx
+from tvm_sparse.network.workspace import lift_workspaces
+from tvm_sparse.tvm_support import cuda_target, pass_config
+from tvm_sparse.tvm_support.dependent_launch import LATE_WAIT
+
+WHOLE = Access("a")
+
+
+def part(*slices: tuple[int, int], frame: str = "t", memory: str | None = "a") -> Access:
+    return Access(memory, frame, slices)
+
+
+@pytest.mark.parametrize(
+    ("other", "meets"),
+    [
+        (WHOLE, True),
+        (Access("b"), False),
+        (Access(None), True),
+        (part((0, 4)), False),
+        (part((4, 8)), True),
+        (part((0, 2), (3, 5)), True),
+        (part((0, 4), frame="u"), True),
+        (part((4, 8), memory="b"), False),
+    ],
+)
+def test_accesses_that_may_touch_the_same_bytes(other: Access, meets: bool) -> None:
+    assert part((4, 6), (7, 9)).meets(other) is meets is other.meets(part((4, 6), (7, 9)))
+
+
+def calls(*texts: str) -> list[KernelCall]:
+    """Calls as "name: read read > written, kernels"; memory by its name, and "t0" to "t9" slices of one tensor."""
+    found = []
+    for text in texts:
+        name, rest = text.split(":")
+        accesses, _, kernels = rest.partition(",")
+        reads, _, writes = accesses.partition(">")
+        found.append(KernelCall(name, _accesses(reads), _accesses(writes), int(kernels or 1)))
+    return found
+
+
+def _accesses(names: str) -> tuple[Access, ...]:
+    return tuple(
+        Access("t", "t", ((int(name[1]), int(name[1]) + 1),)) if name[0] == "t" and name[1:] else Access(name)
+        for name in names.split()
+    )
+
+
+INCEPTION_CALLS = calls(
+    "reduce: x > r s t0", "pool: x > p", "three: r > t1", "five: s > t2", "project: p > t3", "next: t > y"
+)
+
+
+@pytest.mark.parametrize(
+    ("runs", "late"),
+    [
+        ([INCEPTION_CALLS], {"pool", "five", "project"}),
+        ([[call] for call in INCEPTION_CALLS], set()),
+        ([calls("a: x > y", "b: y > z", "c: z > x")], set()),
+        ([calls("a: x > y", "b: z > w", "c: w > x")], {"b"}),
+        ([calls("a: x > y", "b: z > y")], set()),
+        ([calls("a: x > y", "b: z > x")], set()),
+        # Of several kernels the first may wait late, and none but the last may still be running behind them.
+        ([calls("a: x > y", "b: x > z, 2", "c: y > w", "d: z > v")], {"b", "c"}),
+        ([calls("a: x > y", "b: x > z", "c: x > w", "d: y > v")], {"b", "c"}),
+        # One place where it depends is enough.
+        ([calls("a: x > y", "b: x > z"), calls("a: x > y", "b: y > z", "c: x > w")], {"c"}),
+        ([calls("a: x > y", "b: x > z", "c: y > w"), calls("b: x > z", "c: v > w")], set()),
+    ],
+)
+def test_independent_calls_wait_late(runs: list[list[KernelCall]], late: set[str]) -> None:
+    assert late_functions(runs) == late
+    # One more that waits early makes others only freer.
+    assert late - {"b"} <= late_functions(runs, {"b"}) <= {call.function for run in runs for call in run} - {"b"}
+
+
+@st.composite
+def runs_of_calls(draw: st.DrawFn) -> list[list[KernelCall]]:
+    accesses = st.one_of(
+        st.builds(Access, st.sampled_from("abcdefgh")),
+        st.builds(lambda first: Access("t", "t", ((first, first + 2),)), st.integers(0, 9)),
+        st.just(Access(None)),
+    )
+    names = st.sampled_from([f"f{index}" for index in range(draw(st.integers(1, 12)))])
+    some = st.lists(accesses, max_size=2).map(tuple)
+    call = st.builds(KernelCall, names, some, some, st.integers(1, 2))
+    return draw(st.lists(st.lists(call, max_size=8), min_size=1, max_size=2))
+
+
+def must_be_over(kernels: Sequence[bool]) -> list[set[int]]:
+    """By kernel, those that have certainly ended before it uses memory; `kernels` says which ones wait late.
+
+    From what one kernel's begin and end say of its neighbour's, followed to the end.
+    """
+    after: dict[tuple[str, int], list[tuple[str, int]]] = {}
+    for index, late in enumerate(kernels):
+        after["work", index] = [("begin", index)] if late else [("end", index - 1)]
+        after["let go", index] = [("begin", index)] if late else [("end", index - 1)]
+        after["end", index] = [("work", index), *([("end", index - 1)] if late else [])]
+        after["begin", index] = [("let go", index - 1)]
+    over = []
+    for index in range(len(kernels)):
+        seen, left = set(), [("work", index)]
+        while left:
+            event = left.pop()
+            if event not in seen:
+                seen.add(event)
+                left += after.get(event, [])
+        over.append({other for what, other in seen if what == "end" and 0 <= other < index})
+    return over
+
+
+def test_what_is_over_before_a_kernel() -> None:
+    assert must_be_over([False, False, True, True, False]) == [set(), {0}, {0}, {0}, {0, 1, 2, 3}]
+
+
+@given(runs_of_calls(), st.sets(st.sampled_from(["f0", "f1", "f2"])))
+def test_nothing_begins_beside_what_it_depends_on(runs: list[list[KernelCall]], never: set[str]) -> None:
+    late = late_functions(runs, never)
+    assert not late & never
+    for run in runs:
+        kernels = [(call, number == 0 and call.function in late) for call in run for number in range(call.kernels)]
+        assert not kernels or not kernels[0][1]
+        over = must_be_over([waits_late for _, waits_late in kernels])
+        for index, (call, _) in enumerate(kernels):
+            for other, (before, _) in enumerate(kernels[:index]):
+                if before is not call and call.depends_on(before):
+                    assert other in over[index]
+
+
+@pytest.fixture(scope="module")
+def lowered() -> tuple[tvm.IRModule, dict[str, str]]:
+    """A module of branches with something before and behind it, ready to be built, and the functions of its layers."""
+    nodes = [
+        op("Relu", "in", "s"),
+        op("AveragePool", "s", "x", kernel_shape=[3, 3], pads=[1] * 4),
+        *INCEPTION[:-1],
+        op("Concat", "a b c d", "t", axis=1),
+        op("Relu", "t", "y"),
+    ]
+    network = model(nodes, CONSTANTS, [tensor("in", (1, C, SIZE, SIZE))], ["y"])
+    target = cuda_target("sm_90")
+    module, layers = lower_network(import_onnx(network), target, "always", silent)
+    with target:
+        module = lift_workspaces(outputs_as_parameters(module, target))
+    return module, {layer.name: layer.function for layer in layers}
+
+
+def built(module: tvm.IRModule, cuda_graph: bool) -> tvm.IRModule:
+    target = cuda_target("sm_90")
+    with target, pass_config({"relax.backend.use_cuda_graph": cuda_graph}):
+        return late_wait_pipeline(module, target)(module)
+
+
+def late_in(module: tvm.IRModule) -> set[str]:
+    functions = module.functions_items()
+    return {name.name_hint for name, function in functions if function.attrs and LATE_WAIT in function.attrs}
+
+
+def test_branches_of_a_module_wait_late(lowered: tuple[tvm.IRModule, dict[str, str]]) -> None:
+    module, names = lowered
+    reduce, project, three, five = (names[name] for name in ("m/c0 + c1 + c2", "m/c3", "m/d0", "m/d2"))
+    late = late_in(built(module, True))
+    # Of the pool and the convolutions beside it the one in front waits early, and so does the first one behind them.
+    assert {project, five} < late and three not in late
+    assert len(late) == 3 and (late - {project, five} <= {reduce, "max_pool2d"})
+    assert late_in(built(module, False)) == set()  # their memory is not theirs for good
+
+
+def test_what_the_pipeline_adds_is_the_mark(lowered: tuple[tvm.IRModule, dict[str, str]]) -> None:
+    module, _ = lowered
+    target = cuda_target("sm_90")
+    with target, pass_config({"relax.backend.use_cuda_graph": True}):
+        plain = tvm.relax.get_pipeline("default_build")(module)
+    ours = built(module, True)
+    for name in late_in(ours):
+        ours.update_func(ours.get_global_var(name), ours[name].without_attr(LATE_WAIT))
+    tvm.ir.assert_structural_equal(ours, plain)
+
+
+def test_a_function_of_unknown_outputs_writes_everything(lowered: tuple[tvm.IRModule, dict[str, str]]) -> None:
+    module, _ = lowered
+    target = cuda_target("sm_90")
+    with target, pass_config({"relax.backend.use_cuda_graph": True}):
+        planned = tvm.relax.get_pipeline("default_build")(module)
+    # As if inputs were written too: the pool and what stands beside it read the same.
+    assert late_in(mark_late(planned, {})) < late_in(built(module, True))
