@@ -1,9 +1,10 @@
-"""Where a scheduled convolution stores its result: slices of wider tensors, as a concat along the channels wants it."""
+"""Where a scheduled convolution stores its result: slices of wider tensors, as a concat along the channels wants it, or
+phase by phase, as a convolution with a stride does."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +59,6 @@ def store_slices(func: tirx.PrimFunc, slices: Sequence[Slice], shapes: Sequence[
     tensors = [tirx.decl_buffer(shape, out.dtype, name) for shape, name in zip(shapes, names, strict=True)]
 
     def store(node: tirx.BufferStore) -> Any:
-        if not node.buffer.same_as(out):
-            return node
         image, channel, *pixel = node.indices
         begins = [sum(part.channels for part in slices[:index]) for index in range(len(slices))]
         stores = []
@@ -71,6 +70,52 @@ def store_slices(func: tirx.PrimFunc, slices: Sequence[Slice], shapes: Sequence[
         for begin, before in zip(begins[:0:-1], stores[-2::-1], strict=True):
             result = tirx.IfThenElse(channel < begin, before, result)
         return result
+
+    return _stored_otherwise(func, tensors, store)
+
+
+def store_phases(func: tirx.PrimFunc, shape: tuple[int, int, int, int], stride: tuple[int, int]) -> tirx.PrimFunc:
+    """Store pixel (row, column) of "out", a kernel's last parameter, in a plane of those at its place in the stride.
+
+    Parameters
+    ----------
+    shape : (n, k, h, w) of what "out" holds, which may have the pixels of an image in one row
+    stride : (sh, sw), divides h and w
+
+    Returns
+    -------
+    tirx.PrimFunc
+        With "out" (n, k·sh·sw, h/sh, w/sw): channel k·sh·sw + (row mod sh)·sw + column mod sw has the pixels of
+        channel k at (row, column), in their order. Where a vector was stored, TVM stores its elements one by one.
+
+    Raises
+    ------
+    InputError
+        The shape is not that of "out", or the stride does not divide it.
+    """
+    out = func.params[-1]
+    (n, k, h, w), (down, across) = shape, stride
+    own = [int(extent) for extent in out.shape]
+    if own[:2] != [n, k] or own[2:] not in ([h, w], [1, h * w]) or h % down or w % across:
+        raise InputError(f"an output {tuple(own)} of {h}x{w} pixels cannot be stored by phases of a stride {stride}")
+    tensor = tirx.decl_buffer((n, k * down * across, h // down, w // across), out.dtype, "out")
+
+    def store(node: tirx.BufferStore) -> Any:
+        image, channel, row, col = node.indices
+        if own[2:] != [h, w]:
+            row, col = col // w, col % w
+        plane = channel * (down * across) + row % down * across + col % across
+        return tirx.BufferStore(tensor, node.value, [image, plane, row // down, col // across])
+
+    return _stored_otherwise(func, [tensor], store)
+
+
+def _stored_otherwise(func: tirx.PrimFunc, tensors: Sequence[Any], instead: Callable[[Any], Any]) -> tirx.PrimFunc:
+    """A function with tensors in the place of its last parameter, and what is stored there by other statements."""
+    out = func.params[-1]
+
+    def store(node: tirx.BufferStore) -> Any:
+        return instead(node) if node.buffer.same_as(out) else node
 
     def block(node: s_tir.SBlock) -> s_tir.SBlock:
         if not any(write.source.same_as(out) for write in node.writes):

@@ -15,12 +15,10 @@ from tvm_sparse.network.decide import decide
 from tvm_sparse.network.imported import ImportedModel
 from tvm_sparse.network.late_waits import late_wait_pipeline
 from tvm_sparse.network.linear import lower_linear_layers
-from tvm_sparse.network.match import match_layers, template_dtypes
+from tvm_sparse.network.plan import planned_layers
 from tvm_sparse.network.precision import sum_in_float32
 from tvm_sparse.network.replace import LayerDecision, replace_layers
 from tvm_sparse.network.response_norm import fuse_response_norms
-from tvm_sparse.network.siblings import merge_siblings
-from tvm_sparse.network.subsample import subsample_inputs
 from tvm_sparse.network.workspace import lift_workspaces
 from tvm_sparse.schedules.rules import apply_rules
 from tvm_sparse.tuning.lookup import KnownKernels
@@ -46,8 +44,7 @@ def lower_network(
 
     `mode` is "auto", "always" or "never", and `known` what was measured: see decide().
     """
-    found = match_layers(model.module["main"], model.convolutions, template_dtypes(target))
-    layers = subsample_inputs(merge_siblings(found, mode, target, known), target)
+    layers = planned_layers(model, mode, target, known)
     decisions = [decide(layer, mode, known, target.kind.name == "cuda") for layer in layers]
     with target:
         module, report = replace_layers(

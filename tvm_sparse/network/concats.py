@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from tvm import relax
 
-from tvm_sparse.network.imported import bindings_of, operator, static_shape, variables_in
+from tvm_sparse.network.imported import bindings_of, operator, reader_counts, static_shape
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,7 @@ class PartOfConcat:
 
 def concats_in_place(function: relax.Function, stored: Collection[relax.Var]) -> dict[relax.Var, PartOfConcat]:
     """Every part of the concats all of whose parts are in `stored` and used nowhere else, by the part's variable."""
-    uses: Counter[relax.Var] = Counter(variables_in(function.body.body))
-    for _, value in bindings_of(function):
-        uses.update(variables_in(value))
+    uses = reader_counts(function)
     found: dict[relax.Var, PartOfConcat] = {}
     for var, value in bindings_of(function):
         if operator(value) != "relax.concat" or not isinstance(value.args[0], relax.Tuple):

@@ -71,7 +71,7 @@ def decide(layer: ConvLayer, mode: str, known: KnownKernels | None = None, gpu: 
     check_mode(mode)
     if layer.workload is None:
         return Decision("dense", False, layer.reason)
-    decision = _by_rule(layer, mode, gpu)
+    decision = _by_rule(layer.in_model, mode, gpu)
     match = known.find(layer.workload, layer.density) if known is not None and decision.direct else None
     return decision if match is None else _measured(layer, decision, match, mode)
 
@@ -82,7 +82,7 @@ def _measured(layer: ConvLayer, rule: Decision, match: Match, mode: str) -> Deci
     if mode == "auto" and match.sparse_us and match.dense_us:
         kind = "sparse" if match.sparse_us < match.dense_us else "dense"
         times = f"sparse {match.sparse_us:.4g} µs, dense {match.dense_us:.4g} µs"
-        reason = f"{1 - layer.density:.0%} zeros: {times}, {match.origin}"
+        reason = f"{layer.sparsity:.0%} zeros: {times}, {match.origin}"
     else:
         reason = f"{reason}; knobs {match.origin}"
     record = match.of(kind)

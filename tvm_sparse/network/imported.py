@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +99,14 @@ def variables_in(expr: Any) -> list[relax.Var]:
 
     relax.analysis.post_order_visit(expr, visit)
     return found
+
+
+def reader_counts(function: relax.Function) -> Counter[relax.Var]:
+    """How many bindings of a Relax function read each variable, its result counted as one."""
+    counts: Counter[relax.Var] = Counter(variables_in(function.body.body))
+    for _, value in bindings_of(function):
+        counts.update(variables_in(value))
+    return counts
 
 
 def scalar(expr: Any) -> float | None:

@@ -42,7 +42,8 @@ class ConvLayer:
     `root` is the variable whose value the layer computes, its fused epilogue included; `absorbed` are the variables in
     between that nobody else reads. `workload` has no epilogue when `reason` says why no template can take the layer.
     `merged` are the layers that this one computes at once, in the order of its output channels; see siblings. Of x it
-    reads every so manieth row and column; see subsample.
+    reads every so manieth row and column; see subsample. Its output is stored by the phases of a stride, `phases`, and
+    `strided` is the layer of the model that this one computes on such an input; see phases.
     """
 
     name: str
@@ -56,6 +57,8 @@ class ConvLayer:
     reason: str = ""
     merged: tuple[ConvLayer, ...] = field(default=(), repr=False)
     every: tuple[int, int] = (1, 1)
+    phases: tuple[int, int] = (1, 1)
+    strided: ConvLayer | None = field(default=None, repr=False)
 
     @property
     def parts(self) -> tuple[ConvLayer, ...]:
@@ -68,7 +71,17 @@ class ConvLayer:
 
     @property
     def density(self) -> float:
+        """Of the filter that runs; that of the model's is 1 - `sparsity`."""
         return float(np.count_nonzero(self.weight)) / self.weight.size
+
+    @property
+    def in_model(self) -> ConvLayer:
+        """The layer as the model has it, but for what is merged."""
+        return self.strided or self
+
+    @property
+    def sparsity(self) -> float:
+        return 1.0 - self.in_model.density
 
 
 def match_layers(

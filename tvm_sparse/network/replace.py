@@ -19,7 +19,10 @@ from tvm_sparse.network.match import ConvLayer
 from tvm_sparse.network.subsample import gathered
 from tvm_sparse.schedules import select, template
 from tvm_sparse.schedules.base import Kernel
-from tvm_sparse.schedules.outputs import Slice, store_slices
+from tvm_sparse.schedules.outputs import Slice, store_phases, store_slices
+
+#: What a report says of a layer without its stride.
+STORED_BY_PHASES = "; input stored by phases of the stride"
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,13 @@ def _line(layer: ConvLayer, decision: Decision, kernel: Kernel | None) -> LayerD
     return LayerDecision(
         name=layer.name,
         workload=workload,
-        sparsity=1.0 - layer.density,
+        sparsity=layer.sparsity,
         decision=decision.kind,
-        reason=decision.reason,
+        reason=decision.reason + (STORED_BY_PHASES if layer.strided is not None else ""),
         tuned=decision.tuned if kernel is not None else "",
         template=kernel.template if kernel is not None else "operator",
         knobs=kernel.knobs if kernel is not None else {},
-        dense_bytes=layer.weight.nbytes,
+        dense_bytes=layer.in_model.weight.nbytes,
         packed_bytes=kernel.constants.nbytes if kernel is not None else layer.weight.nbytes,
         flop=_flop(layer),
     )
@@ -164,6 +167,10 @@ class _Replacer(relax.PyExprMutator):
         ]
         plain = len(slices) == 1 and shapes == [(n, workload.k, p, q)]
         func = kernel.func if plain else store_slices(kernel.func, slices, shapes)
+        if layer.phases != (1, 1):
+            h, w = _shape(layer.root)[2:]
+            func = store_phases(kernel.func, (n, workload.k, h, w), layer.phases)
+            shapes = [tuple(int(extent) for extent in func.params[-1].shape)]
         function = self.builder_.add_func(func.without_attr("global_symbol"), "direct_conv2d")
         self.functions[layer.name] = function.name_hint
         types = [relax.TensorType(shape, workload.dtype) for shape in shapes]

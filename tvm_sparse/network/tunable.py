@@ -10,9 +10,7 @@ from tvm.target import Target
 from tvm_sparse.errors import InputError
 from tvm_sparse.network.decide import decide
 from tvm_sparse.network.imported import ImportedModel
-from tvm_sparse.network.match import match_layers, template_dtypes
-from tvm_sparse.network.siblings import merge_siblings
-from tvm_sparse.network.subsample import subsample_inputs
+from tvm_sparse.network.plan import planned_layers
 from tvm_sparse.tuning.layers import Layer, distinct
 
 
@@ -32,8 +30,7 @@ def tunable_layers(models: Iterable[ImportedModel], target: Target, patterns: It
     models, wanted = list(models), list(patterns)
     layers, names = [], []
     for model in models:
-        found = match_layers(model.module["main"], model.convolutions, template_dtypes(target))
-        for layer in subsample_inputs(merge_siblings(found, "auto", target), target):
+        for layer in planned_layers(model, "auto", target):
             own = [layer.name, *(part.name for part in layer.merged)]
             names += own
             decision = decide(layer, "auto", gpu=target.kind.name == "cuda")
