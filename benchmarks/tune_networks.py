@@ -30,24 +30,27 @@ ROUND = 6
 def write_list() -> None:
     """The distinct layers of the example networks at batch 1, with how often each network has them.
 
-    Merged as on a GPU, and those that a CPU has besides.
+    Merged as on a GPU, and those that a CPU has besides; "by_phases" are those that a GPU runs without their stride.
     """
     from examples.networks import NAMES, build
     from tvm_sparse.network.importer import import_model
+    from tvm_sparse.network.plan import planned_layers
     from tvm_sparse.network.tunable import tunable_layers
     from tvm_sparse.targets import make_target
 
-    targets = make_target("llvm"), make_target("cuda", arch="sm_90")
+    cpu, gpu = make_target("llvm"), make_target("cuda", arch="sm_90")
     rows = []
     for name in NAMES:
         linear_sparsity = 0.9 if name in LINEAR else 0.0
         model = import_model(build(name, batch=1, sparsity=0.9, seed=0, linear_sparsity=linear_sparsity))
-        both = [layer for target in targets for layer in tunable_layers([model], target)]
-        found = {(layer.workload, layer.density < 0.5): layer for layer in both}
+        by_phases = {layer.name for layer in planned_layers(model, "auto", gpu) if layer.strided is not None}
+        merged = [layer for layer in tunable_layers([model], gpu) if layer.name not in by_phases]
+        found = {(layer.workload, layer.density < 0.5): layer for layer in [*tunable_layers([model], cpu), *merged]}
         for layer in found.values():
             pruned = layer.density < 0.5
             row = {"network": name, "layer": layer.name, "count": layer.count, "pruned": pruned}
-            rows.append({**row, **asdict(layer.workload)})
+            marked = {"by_phases": True} if layer.name in by_phases else {}
+            rows.append({**row, **marked, **asdict(layer.workload)})
     lines = ",\n".join(json.dumps(row) for row in rows)
     FILE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     print(f"{FILE}: {len(rows)} layers")
@@ -83,17 +86,21 @@ def layers(
 def _drawn(
     row: dict[str, Any], batch: int, sparsities: Iterable[float], target: Any, seed: int, dtype: str
 ) -> Iterator[Any]:
+    from tvm_sparse.network.phases import without_stride
     from tvm_sparse.network.subsample import subsampled
     from tvm_sparse.tuning.layers import Layer
     from tvm_sparse.tuning.records import workload_from
 
-    about = {name: row[name] for name in ("network", "layer", "count", "pruned")}
+    about = ("network", "layer", "count", "pruned", "by_phases")
     listed = workload_from({name: row[name] for name in row if name not in about})
-    workload = subsampled(replace(listed, n=batch, dtype=dtype), target)
+    by_phases = target.kind.name == "cuda" and row.get("by_phases", False)
     for sparsity in sparsities:
+        workload = subsampled(replace(listed, n=batch, dtype=dtype), target)
         rng = np.random.default_rng(seed)
         weight = rng.standard_normal(workload.filter_shape, np.float32) / np.sqrt(np.prod(workload.filter_shape[1:]))
         weight *= rng.random(workload.filter_shape, np.float32) >= sparsity
+        left = without_stride(workload, weight) if by_phases else None
+        workload, weight = left or (workload, weight)
         untuned = "sparse" if row["pruned"] else "dense"
         yield Layer(f"{row['network']}:{row['layer']}", workload, weight.astype(dtype), untuned, row["count"])
 
