@@ -71,7 +71,11 @@ def store_slices(func: tirx.PrimFunc, slices: Sequence[Slice], shapes: Sequence[
             result = tirx.IfThenElse(channel < begin, before, result)
         return result
 
-    return _stored_otherwise(func, tensors, store)
+    stored = {
+        name: [[part.first, part.first + part.channels] for part in slices if part.tensor == tensor]
+        for tensor, name in enumerate(names)
+    }
+    return _stored_otherwise(func, tensors, store).with_attr(_STORED, stored)
 
 
 def store_phases(func: tirx.PrimFunc, shape: tuple[int, int, int, int], stride: tuple[int, int]) -> tirx.PrimFunc:
@@ -124,11 +128,7 @@ def _stored_otherwise(func: tirx.PrimFunc, tensors: Sequence[Any], instead: Call
         return changed_block(node, writes=[*others, *map(whole, tensors)])
 
     body = tvm_ffi.structural_map(func.body, [(tirx.BufferStore, store), (s_tir.SBlock, block)], order="post")
-    stored = {
-        name: [[part.first, part.first + part.channels] for part in slices if part.tensor == tensor]
-        for tensor, name in enumerate(names)
-    }
-    return tirx.PrimFunc([*func.params[:-1], *tensors], body, func.ret_type, func.attrs).with_attr(_STORED, stored)
+    return tirx.PrimFunc([*func.params[:-1], *tensors], body, func.ret_type, func.attrs)
 
 
 def stored_channels(func: tirx.PrimFunc, parameter: tirx.Var) -> tuple[tuple[int, int], ...]:
