@@ -34,7 +34,8 @@ from tvm_sparse.schedules import cuda_tiles as tiles
 from tvm_sparse.schedules import dense_cost
 from tvm_sparse.schedules.async_copy import COPY_BYTES, copy_at_once, mark_copy_at_once
 from tvm_sparse.schedules.base import Kernel, Knobs, Template, closest_divisor
-from tvm_sparse.schedules.primitives import branch_copies, declare_whole_read
+from tvm_sparse.schedules.copy_tests import branch_copies
+from tvm_sparse.schedules.primitives import declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
 from tvm_sparse.schedules.storage import find_buffer, keep_resident
 from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
@@ -114,8 +115,7 @@ class CudaDense(Template):
             func = branch_copies(func)
         elif tiling.copy_width == 1 and ELEMENT_BYTES[tiling.workload.dtype] == COPY_BYTES:
             func = copy_at_once(func, find_buffer(func, "tile_shared.dyn"))
-        blocks = int(knobs["blocks_per_sm"])
-        return keep_resident(func, blocks) if blocks else func
+        return keep_resident(func, int(knobs["blocks_per_sm"]))
 
 
 def _sum_alone(sch: s_tir.Schedule, tiling: WarpTiling, warp: Any, rest: list[Any], warps: int) -> Any:

@@ -98,7 +98,7 @@ class CudaPattern(Template):
             "rows_per_group": pattern_tile.row_groups(workload),
             "stages": ((0,) if own else ()) + ((1, 2) if _copies_ahead(workload, target) else (1,)),
             "order": ("groups", "tiles"),
-            "blocks_per_sm": (0, 2, 3, 4),
+            "blocks_per_sm": (0, 1, 2, 3, 4),
             "rotate": (0, 1),
             "fresh_places": (0, 1),
             **({"pairs": pairs} if pairs else {}),
@@ -182,8 +182,7 @@ class CudaPattern(Template):
             func = rotate_chunks(func, pattern_tile.PROCESSORS)
         if int(chosen["stages"]) == 2:
             func = copy_ahead(func, find_buffer(func, "tile_shared.dyn"), bool(chosen["fresh_places"]))
-        if blocks := int(chosen["blocks_per_sm"]):
-            func = keep_resident(func, blocks)
+        func = keep_resident(func, int(chosen["blocks_per_sm"]))
         return self.finished(workload, chosen, func, PatternFilter(int((weight != 0).sum())))
 
     def schedule(self, conv: DirectConv, tiling: PatternTiling, knobs: Knobs, target: Target) -> tirx.PrimFunc:

@@ -23,9 +23,11 @@ from tvm_sparse.schedules import cuda_cost
 from tvm_sparse.schedules import cuda_stages as stages
 from tvm_sparse.schedules import cuda_tiles as tiles
 from tvm_sparse.schedules.base import Knobs, Template
-from tvm_sparse.schedules.primitives import bind_row_length, branch_copies, declare_whole_read
+from tvm_sparse.schedules.copy_tests import branch_copies
+from tvm_sparse.schedules.primitives import bind_row_length, declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
 from tvm_sparse.schedules.row_order import store_in_order
+from tvm_sparse.schedules.storage import keep_resident
 from tvm_sparse.workload import ConvWorkload
 
 #: Bytes of a partial sum, float32.
@@ -92,7 +94,8 @@ class CudaPixelNonzero(Template):
         stages.declare_reads(sch, tiling)
         stored = sch.cache_write(sch.get_sblock("part"), 0, "local")
         (_split_over_warps if over_warps else _split_over_blocks)(sch, stored, tiling, knobs)
-        return store_in_order(branch_copies(keep_own_lane(bind_row_length(sch.mod["main"]), "part_local")))
+        func = branch_copies(keep_own_lane(bind_row_length(sch.mod["main"]), "part_local"))
+        return keep_resident(store_in_order(func), int(knobs["blocks_per_sm"]))
 
 
 def _sums(knobs: Knobs) -> int:

@@ -214,7 +214,7 @@ def share_copy(
     again, place, lane, element = sch.split(place, [None, along, WARP, width])
     several = sch.fuse(*outer, run) if outer else run
     several, *shares, by_run = sch.split(several, [None, *(threads[axis] for axis in warp_axes[:-1]), warps // along])
-    sch.reorder(again, several, *shares, by_run, place, lane, element)
+    sch.reorder(again, *shares, by_run, place, lane, several, element)
     for share, axis in zip(shares, warp_axes[:-1], strict=True):
         sch.bind(share, axis)
     sch.bind(sch.fuse(by_run, place), warp_axes[-1])

@@ -31,8 +31,9 @@ from tvm_sparse.compute.warp_tiling import WARP
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules.base import Kernel, Knobs, Template
 from tvm_sparse.schedules.blocks import at_first
+from tvm_sparse.schedules.copy_tests import branch_copies
 from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
-from tvm_sparse.schedules.primitives import branch_copies, declare_whole_read
+from tvm_sparse.schedules.primitives import declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
 from tvm_sparse.schedules.storage import whole as everything
 from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload

@@ -24,7 +24,7 @@ from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 #: Output channels of a warp, warps of a block side by side, warps that share the input channels of a pixel.
 VECTORS, WARPS, SPLITS = (4, 8, 16), (1, 2, 3, 4, 6, 8, 12, 16), (1, 2, 4, 8, 16)
 #: Buffers for a chunk, and blocks of a multiprocessor that nvcc may be told to leave registers for.
-BUFFERS, RESIDENT = (1, 2), (0, 2, 3, 4, 5, 6)
+BUFFERS, RESIDENT = (1, 2), (0, 1, 2, 3, 4, 5, 6)
 #: Warps of a block, at most.
 MOST_WARPS = 16
 #: Registers of a thread that hold no sums.

@@ -9,8 +9,6 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import _ffi_api as schedule_ffi
 
-from tvm_sparse.schedules.blocks import changed_block
-
 ROW_LENGTH = "row_length"
 #: The arrays a row's length is read from: where the filter lies, or staged.
 ROW_LENGTHS = ("counts", "rows")
@@ -97,27 +95,3 @@ def _is_length_test(call: tvm.ir.Call) -> bool:
 
 def _drop_predicate(call: tvm.ir.Call) -> Any:
     return call.args[1] if _is_length_test(call) else call
-
-
-def branch_copies(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Turn `tile[..] = if_then_else(inside, x[..], 0)` of several elements a copy into two copies under a branch.
-
-    TVM 0.27 makes asynchronous copies of several elements only where there is no test in the value.
-    """
-
-    def in_block(block: s_tir.SBlock) -> Any:
-        store = block.body
-        if not block.name_hint.startswith("tile") or not isinstance(store, tirx.BufferStore):
-            return block
-        value = store.value
-        if not (isinstance(value, tvm.ir.Call) and str(value.op.name).endswith("if_then_else")):
-            return block
-        condition, inside, outside = value.args
-        body = tirx.IfThenElse(
-            condition,
-            tirx.BufferStore(store.buffer, inside, store.indices),
-            tirx.BufferStore(store.buffer, outside, store.indices),
-        )
-        return changed_block(block, body=body)
-
-    return func.with_body(tvm_ffi.structural_map(func.body, (s_tir.SBlock, in_block), order="post"))
