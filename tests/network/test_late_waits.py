@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import tvm
 from hypothesis import given
 from hypothesis import strategies as st
+from tvm import relax
 
 from tests.network.onnx_models import model, tensor
 from tests.network.running import silent
 from tests.network.test_branches import CONSTANTS, INCEPTION, SIZE, C, op
+from tvm_sparse.network import late_waits
 from tvm_sparse.network.build import lower_network
 from tvm_sparse.network.capture import outputs_as_parameters
-from tvm_sparse.network.late_waits import Access, KernelCall, late_functions, late_wait_pipeline, mark_late
+from tvm_sparse.network.imported import bindings_of, variables_in
+from tvm_sparse.network.late_waits import independent, late_functions, late_wait_pipeline, mark_late
 from tvm_sparse.network.onnx_import import import_onnx
+from tvm_sparse.network.planned import Access, KernelCall
 from tvm_sparse.network.workspace import lift_workspaces
 from tvm_sparse.tvm_support import cuda_target, pass_config
 from tvm_sparse.tvm_support.dependent_launch import LATE_WAIT
@@ -144,6 +149,36 @@ def test_nothing_begins_beside_what_it_depends_on(runs: list[list[KernelCall]], 
                     assert other in over[index]
 
 
+def named(*groups: str) -> list[list[str]]:
+    return [group.split() for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("run", "pools", "groups"),
+    [
+        (INCEPTION_CALLS, "pool", named("reduce pool", "three five project", "next")),
+        (calls("pool: x > p", "reduce: x > r", "three: r > y", "project: p > z"), "pool",
+         named("reduce pool", "three project")),
+        (calls("pool: x > p", "reduce: p > r"), "pool", named("pool", "reduce")),
+        (calls("a: x > y", "b: x > z", "c: x > w"), "", named("a b c")),
+        (calls("a: x > y", "b: x > z", "c: x > w"), "a b", named("c a b")),
+    ],
+)  # fmt: skip
+def test_in_a_group_weights_come_first(run: list[KernelCall], pools: str, groups: list[list[str]]) -> None:
+    run = [replace(call, weights=call.function not in pools.split()) for call in run]
+    assert [[call.function for call in group] for group in independent(run)] == groups
+
+
+@given(runs_of_calls(), st.data())
+def test_what_depends_on_a_call_stays_behind_it(runs: list[list[KernelCall]], data: st.DataObject) -> None:
+    for run in runs:
+        placed = [replace(call, place=place, weights=data.draw(st.booleans())) for place, call in enumerate(run)]
+        ordered = [call for group in independent(placed) for call in group]
+        assert sorted(call.place for call in ordered) == list(range(len(run)))
+        for index, call in enumerate(ordered):
+            assert not any(call.depends_on(later) for later in ordered[index:] if later.place < call.place)
+
+
 @pytest.fixture(scope="module")
 def lowered() -> tuple[tvm.IRModule, dict[str, str]]:
     """A module of branches with something before and behind it, ready to be built, and the functions of its layers."""
@@ -177,27 +212,39 @@ def test_branches_of_a_module_wait_late(lowered: tuple[tvm.IRModule, dict[str, s
     module, names = lowered
     reduce, project, three, five = (names[name] for name in ("m/c0 + c1 + c2", "m/c3", "m/d0", "m/d2"))
     late = late_in(built(module, True))
-    # Of the pool and the convolutions beside it the one in front waits early, and so does the first one behind them.
-    assert {project, five} < late and three not in late
-    assert len(late) == 3 and (late - {project, five} <= {reduce, "max_pool2d"})
+    assert late == {"max_pool2d", project, five} and not late & {reduce, three}
     assert late_in(built(module, False)) == set()  # their memory is not theirs for good
 
 
-def test_what_the_pipeline_adds_is_the_mark(lowered: tuple[tvm.IRModule, dict[str, str]]) -> None:
+def test_a_module_comes_in_order(lowered: tuple[tvm.IRModule, dict[str, str]]) -> None:
+    module, names = lowered
+    planned = built(module, True)
+    (captured,) = (function for name, function in planned.functions_items() if name.name_hint.endswith("_capture"))
+    known = set(captured.params)
+    for var, value in bindings_of(captured):
+        assert set(variables_in(value)) <= known
+        known.add(var)
+    values = [value for _, value in bindings_of(captured) if isinstance(value, relax.Call)]
+    called = [value.op.name_hint for value in values if isinstance(value.op, tvm.ir.GlobalVar)]
+    convolutions = [names[name] for name in ("m/c0 + c1 + c2", "m/d0", "m/d2", "m/c3")]
+    assert called == ["avg_pool2d", convolutions[0], "max_pool2d", *convolutions[1:]]
+
+
+def test_the_pipeline_is_that_of_tvm_and_a_pass(
+    lowered: tuple[tvm.IRModule, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, _ = lowered
+    monkeypatch.setattr(late_waits, "mark_late", lambda planned, written: planned)
     target = cuda_target("sm_90")
     with target, pass_config({"relax.backend.use_cuda_graph": True}):
-        plain = tvm.relax.get_pipeline("default_build")(module)
-    ours = built(module, True)
-    for name in late_in(ours):
-        ours.update_func(ours.get_global_var(name), ours[name].without_attr(LATE_WAIT))
-    tvm.ir.assert_structural_equal(ours, plain)
+        plain = relax.get_pipeline("default_build")(module)
+    tvm.ir.assert_structural_equal(built(module, True), plain)
 
 
 def test_a_function_of_unknown_outputs_writes_everything(lowered: tuple[tvm.IRModule, dict[str, str]]) -> None:
     module, _ = lowered
     target = cuda_target("sm_90")
     with target, pass_config({"relax.backend.use_cuda_graph": True}):
-        planned = tvm.relax.get_pipeline("default_build")(module)
+        planned = relax.get_pipeline("default_build")(module)
     # As if inputs were written too: the pool and what stands beside it read the same.
     assert late_in(mark_late(planned, {})) < late_in(built(module, True))

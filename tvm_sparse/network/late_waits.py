@@ -1,4 +1,4 @@
-"""Find the kernels that depend on none of those in front of them: independent branches, which may run at once.
+"""Let independent branches of a network run at once: which kernels depend on none of those in front of them.
 
 Where kernels overlap, each waits at its start for all in front of it. One that needs nothing of those that may still be
 running waits at its end instead (`tvm_support.dependent_launch` says why that is sound). Which memory tensors share is
@@ -8,58 +8,15 @@ CUDA graph alone is it certain that they follow one another, in memory that stay
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 from tvm.relax.backend.cuda import pipeline as cuda
 from tvm.target import Target
 
-from tvm_sparse.network.capture import launches
-from tvm_sparse.network.imported import bindings_of, is_constant, operator, static_shape
-from tvm_sparse.schedules.outputs import stored_channels
+from tvm_sparse.network.planned import KernelCall, PlannedCalls, written_parameters
 from tvm_sparse.tvm_support.dependent_launch import LATE_WAIT
-
-_RUN = "vm.builtin.cuda_graph.run_or_capture"
-
-
-@dataclass(frozen=True)
-class Access:
-    """Memory that a call reads or writes; None is any memory.
-
-    `slices` are the channels of a tensor `frame` that lies there, (first, last + 1) each; None is all of the memory.
-    """
-
-    memory: Hashable
-    frame: Hashable = None
-    slices: tuple[tuple[int, int], ...] | None = None
-
-    def meets(self, other: Access) -> bool:
-        """Whether both may touch the same bytes."""
-        if self.memory is None or other.memory is None:
-            return True
-        if self.memory != other.memory:
-            return False
-        if self.slices is None or other.slices is None or self.frame != other.frame:
-            return True
-        return any(mine[0] < theirs[1] and theirs[0] < mine[1] for mine in self.slices for theirs in other.slices)
-
-
-@dataclass(frozen=True)
-class KernelCall:
-    """A call of a function that starts so many kernels. What it writes it may also read."""
-
-    function: str
-    reads: tuple[Access, ...]
-    writes: tuple[Access, ...]
-    kernels: int = 1
-
-    def depends_on(self, other: KernelCall) -> bool:
-        """Whether the two must not run at once: one writes what the other reads or writes."""
-        pairs = [(self.writes, other.writes), (self.writes, other.reads), (self.reads, other.writes)]
-        return any(mine.meets(theirs) for some, others in pairs for mine in some for theirs in others)
 
 
 def late_functions(runs: Sequence[Sequence[KernelCall]], never: Collection[str] = ()) -> set[str]:
@@ -88,12 +45,12 @@ def _dependent(run: Sequence[KernelCall], early: Collection[str]) -> Iterator[in
 
 
 def late_wait_pipeline(module: tvm.IRModule, target: Target) -> tvm.transform.Pass:
-    """TVM's "default_build", which marks with LATE_WAIT what need not wait early, behind the capture of CUDA graphs.
+    """TVM's "default_build", with `mark_late` behind the capture of CUDA graphs.
 
     `module` is the one that will be built: in it calls still tell their outputs from their arguments. TVM's own lists
     of passes for CUDA are those of "default_build", but for the passes that legalize, fuse and schedule.
     """
-    written = _written_parameters(module)
+    written = written_parameters(module)
     passes = [
         *cuda.library_dispatch_passes(target),
         relax.transform.LegalizeOps(),
@@ -106,122 +63,51 @@ def late_wait_pipeline(module: tvm.IRModule, target: Target) -> tvm.transform.Pa
 
 
 def mark_late(module: tvm.IRModule, written: Mapping[str, Collection[int]]) -> tvm.IRModule:
-    """The module, planned and captured, with LATE_WAIT on what need not wait early.
+    """The module, planned and captured, with LATE_WAIT on what need not wait early, and independent calls in order.
 
     `written` says by a function's name which of its parameters it writes; an unknown one may write all.
     """
     found = {
-        variable.name_hint: _Calls(module, function, written)
+        variable.name_hint: PlannedCalls(module, function, written)
         for variable, function in module.functions_items()
         if isinstance(function, relax.Function)
     }
     captured = {name: given for calls in list(found.values()) for name, given in calls.captures.items()}
-    for name, given in captured.items():
-        found[name] = _Calls(module, module[name], written, given)
-    runs = [run for name in captured for run in found[name].runs]
     others = [run for name, calls in found.items() if name not in captured for run in calls.runs]
     marked = module.clone()
+    runs = []
+    for name, given in captured.items():
+        groups = [independent(run) for run in PlannedCalls(module, module[name], written, given).runs]
+        runs += [[call for group in run for call in group] for run in groups]
+        ordered = _with_order(module[name], [group for run in groups for group in run])
+        marked.update_func(marked.get_global_var(name), ordered)
     for name in late_functions(runs, {call.function for run in others for call in run}):
         marked.update_func(marked.get_global_var(name), marked[name].with_attr(LATE_WAIT, 1))
     return marked
 
 
-def _written_parameters(module: tvm.IRModule) -> dict[str, set[int]]:
-    """By a function's name, the positions of the parameters that it writes."""
-    written: dict[str, set[int]] = {}
-    for caller in module.functions.values():
-        if not isinstance(caller, relax.Function):
-            continue
-        for _, value in bindings_of(caller):
-            if not str(operator(value)).startswith("relax.call_tir"):
-                continue
-            name, given = value.args[0].name_hint, len(value.args[1].fields)
-            outputs = set(range(given, len(module[name].params)))
-            if operator(value) != "relax.call_tir":
-                outputs |= {int(index) for index in value.attrs.inplace_indices if int(index) >= 0}
-            written[name] = written.get(name, set()) | outputs
-    return written
+def independent(run: Sequence[KernelCall]) -> list[list[KernelCall]]:
+    """The calls in groups of neighbours that do not depend on each other; in each, those with weights come first.
 
-
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor, or a view of it, and the memory it lies in."""
-
-    memory: Hashable
-    name: Hashable
-
-
-@dataclass(frozen=True)
-class _Item:
-    """An item of a tuple of which nothing is known."""
-
-    of: Hashable
-    index: int
-
-
-class _Calls:
-    """What a lowered Relax function calls.
-
-    `runs` are its calls of kernels; anything else that may touch memory ends a run. `captures` are the functions that
-    it runs as a CUDA graph, by name, each with what is known of its arguments.
+    The first of a group waits at its start and copies its weights meanwhile. A pooling has none to copy.
     """
+    groups: list[list[KernelCall]] = [[]]
+    for call in run:
+        if any(map(call.depends_on, groups[-1])):
+            groups.append([])
+        groups[-1].append(call)
+    return [sorted(group, key=lambda call: not call.weights) for group in groups]
 
-    def __init__(
-        self,
-        module: tvm.IRModule,
-        caller: relax.Function,
-        written: Mapping[str, Collection[int]],
-        given: Sequence[Any] = (),
-    ) -> None:
-        self._module, self._written = module, written
-        self._values: dict[relax.Var, Any] = dict(zip(caller.params, given, strict=False))
-        self.runs: list[list[KernelCall]] = [[]]
-        self.captures: dict[str, list[Any]] = {}
-        for var, value in bindings_of(caller):
-            self._values[var] = self._value(var, value)
 
-    def _value(self, var: relax.Var, value: Any) -> Any:
-        """What is known of a value: a tensor, a tuple of what is known, or what tells a storage from others."""
-        if isinstance(value, relax.Var):
-            return self._values.get(value, value)
-        if isinstance(value, relax.Tuple):
-            return tuple(self._value(var, field) for field in value.fields)
-        if isinstance(value, relax.TupleGetItem):
-            items = self._value(var, value.tuple_value)
-            return items[value.index] if isinstance(items, tuple) else _Item(items, value.index)
-        if operator(value) == "relax.memory.alloc_tensor":
-            return _Tensor(self._value(var, value.args[0]), var)
-        if operator(value) == "relax.reshape":
-            return self._value(var, value.args[0])
-        if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar):
-            function = self._module[value.op]
-            if isinstance(function, tirx.PrimFunc):
-                self.runs[-1].append(self._call(value, function))
-                return var
-        if operator(value) == "relax.call_builtin_with_ctx" and str(value.args[0].global_symbol) == _RUN:
-            called, arguments = value.args[1].fields[:2]
-            self.captures[called.name_hint] = [self._value(var, argument) for argument in arguments.fields]
-        if not is_constant(value):
-            self.runs.append([])
-        return var
-
-    def _call(self, call: relax.Call, function: tirx.PrimFunc) -> KernelCall:
-        name = call.op.name_hint
-        written = self._written.get(name, range(len(call.args)))
-        reads: list[Access] = []
-        writes: list[Access] = []
-        for index, (argument, parameter) in enumerate(zip(call.args, function.params, strict=True)):
-            if is_constant(argument):
-                continue
-            access = self._access(argument, stored_channels(function, parameter) if index in written else ())
-            (writes if index in written else reads).append(access)
-        return KernelCall(name, tuple(reads), tuple(writes), launches(function))
-
-    def _access(self, argument: Any, channels: Iterable[tuple[int, int]]) -> Access:
-        tensor, shape = self._values.get(argument) if isinstance(argument, relax.Var) else None, static_shape(argument)
-        if not isinstance(tensor, _Tensor):
-            return Access(None)
-        if not channels or shape is None:
-            return Access(tensor.memory)
-        # Channels are the same bytes in every view that has as many of them for each image.
-        return Access(tensor.memory, (tensor.name, shape[:2]), tuple(channels))
+def _with_order(function: relax.Function, groups: Sequence[Sequence[KernelCall]]) -> relax.Function:
+    """A planned function with each group's calls where the last of them was: there all their arguments are known."""
+    bindings = [binding for block in function.body.blocks for binding in block.bindings]
+    calls = {call.place for group in groups for call in group}
+    gathered = {max(call.place for call in group): group for group in groups if group}
+    ordered = []
+    for place, binding in enumerate(bindings):
+        if place not in calls:
+            ordered.append(binding)
+        ordered += [bindings[call.place] for call in gathered.get(place, ())]
+    body = relax.SeqExpr([relax.BindingBlock(ordered)], function.body.body)
+    return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs)
