@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import NodeProto, helper
 
+from tests.cases import TOLERANCE
 from tests.cuda_on_cpu import outputs_of
 from tests.network.onnx_models import Array, conv, model, random_inputs, tensor, weights
 from tests.network.running import build, run_poisoned, silent
@@ -34,7 +35,7 @@ from tvm_sparse.oracle import conv2d, relative_error
 from tvm_sparse.targets import make_target
 from tvm_sparse.tuning.lookup import KnownKernels
 from tvm_sparse.tvm_support import cuda_target
-from tvm_sparse.workload import ConvWorkload
+from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
 CPU, GPU = make_target("llvm", threads=2), cuda_target("sm_90")
 RESNET = ConvWorkload(1, 128, 56, 56, 128, 3, 3, (2, 2), (1, 1, 1, 1))
@@ -270,7 +271,7 @@ def test_outputs_of_cpu_kernels(name, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
-@pytest.mark.parametrize(("n", "dtype"), [(1, "float32"), (2, "float16")])
+@pytest.mark.parametrize(("n", "dtype"), [(1, "float32"), (2, "float16"), (1, "bfloat16")])
 def test_outputs_of_cuda_kernels(n, dtype, tmp_path):
     imported = import_onnx(net(BOTTLENECK, n=n))
     module, report = lower_network(stored_in(imported, dtype), GPU, "always", silent)
@@ -280,13 +281,13 @@ def test_outputs_of_cuda_kernels(n, dtype, tmp_path):
         "asked for; input stored by phases of the stride"
     )
     assert line.sparsity == 1 - np.count_nonzero(dense) / dense.size
-    assert line.dense_bytes == dense.size * np.dtype(dtype).itemsize
-    assert line.flop == 2 * n * np.count_nonzero(dense.astype(dtype)) * 6 * 6
+    assert line.dense_bytes == dense.size * ELEMENT_BYTES[dtype]
+    assert line.flop == 2 * n * np.count_nonzero(dense) * 6 * 6
     inputs = random_inputs(imported)
     ours, others = run_on_cpu(module, inputs, tmp_path)
-    assert others == {"float32": 0, "float16": 2}[dtype]
+    assert others == (0 if dtype == "float32" else 2), "from and to 16 bits"
     (theirs,) = imported.reference(inputs)
-    assert relative_error(ours, theirs) <= {"float32": 1e-5, "float16": 2e-3}[dtype]
+    assert relative_error(ours, theirs) <= TOLERANCE[dtype]
 
 
 def run_on_cpu(module: tvm.IRModule, inputs: Mapping[str, Array], folder: Path) -> tuple[Array, int]:
