@@ -47,11 +47,10 @@ SHAPES = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """Microseconds of a kernel, the entries of a segment it stages, and its blocks on a multiprocessor at a time."""
+    """Microseconds of a kernel, and the entries of a segment it stages."""
 
     time_us: float
     entries: int
-    resident: int
 
 
 def estimate(tiling: WarpTiling | PairTiling, knobs: Knobs, density: float) -> Estimate:
@@ -95,7 +94,7 @@ def estimate(tiling: WarpTiling | PairTiling, knobs: Knobs, density: float) -> E
     cycles = max(cycles, LAUNCH + outputs * size / WRITE_RATE)
     if tiling.splits > 1 and not over_warps:
         cycles += SECOND_LAUNCH + 8 * tiling.splits * outputs / WRITE_RATE / 2
-    return Estimate(cycles / CYCLES_PER_US, entries, at_once)
+    return Estimate(cycles / CYCLES_PER_US, entries)
 
 
 def _runs(tiling: WarpTiling | PairTiling) -> int:
@@ -148,7 +147,7 @@ def _cheapest(
             tiles.check_block(workload, target, knobs, int(knobs["warps"]), shared)
         except InputError:
             continue
-        best = found.time_us, {**knobs, "blocks_per_sm": min(found.resident, tiles.RESIDENT[-1])}
+        best = found.time_us, knobs
     return best or (math.inf, smallest(workload, splits))
 
 
@@ -156,7 +155,7 @@ def smallest(workload: ConvWorkload, splits: tuple[int, ...] = ()) -> dict[str, 
     """Knobs of the block that takes the least of everything."""
     lanes = min(tiles.lane_shapes(workload), key=lambda shape: WarpTiling(workload, shape, (1, 1, 1), 1).elements)
     knobs: dict[str, int | str] = {"lanes": tiles.extents_text(lanes), "pixels": "1x1x1", "channels": 1, "warps": 1}
-    knobs |= {"blocks_per_warp": 1, "blocks_per_sm": 0, "pad_to": 1, "format": "csr"}
+    knobs |= {"blocks_per_warp": 1, "pad_to": 1, "format": "csr"}
     if splits:
         return {**knobs, "splits": splits[0], "split_over": "blocks"}
     return {**knobs, **({"pairs": tiles.NO_PAIRS} if tiles.pair_options(workload) else {})}
@@ -211,7 +210,7 @@ def _candidates(
                 **pairs,
             }
             for warps, per_warp in blocks:
-                yield tiling, {**knobs, "warps": warps, "blocks_per_warp": per_warp, "blocks_per_sm": 0}
+                yield tiling, {**knobs, "warps": warps, "blocks_per_warp": per_warp}
 
 
 def shapes(workload: ConvWorkload) -> list[tuple[tiles.Extents, tiles.Extents]]:

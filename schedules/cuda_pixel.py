@@ -38,7 +38,6 @@ from tvm_sparse.schedules.pairs import use_pairs
 from tvm_sparse.schedules.primitives import bind_row_length, declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
 from tvm_sparse.schedules.row_order import store_in_order
-from tvm_sparse.schedules.storage import keep_resident
 from tvm_sparse.workload import ConvWorkload
 
 
@@ -109,4 +108,4 @@ class CudaPixel(Template):
             func = copy_pairs(func, interleaved, warps * per_warp)
         func = use_pairs(func)
         func = branch_copies(keep_own_lane(func, "part_local", dim=1 - len(tiling.pixel_shape)))
-        return keep_resident(store_in_order(func), int(knobs["blocks_per_sm"]))
+        return store_in_order(func)

@@ -27,7 +27,6 @@ from tvm_sparse.schedules.copy_tests import branch_copies
 from tvm_sparse.schedules.primitives import bind_row_length, declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
 from tvm_sparse.schedules.row_order import store_in_order
-from tvm_sparse.schedules.storage import keep_resident
 from tvm_sparse.workload import ConvWorkload
 
 #: Bytes of a partial sum, float32.
@@ -95,7 +94,7 @@ class CudaPixelNonzero(Template):
         stored = sch.cache_write(sch.get_sblock("part"), 0, "local")
         (_split_over_warps if over_warps else _split_over_blocks)(sch, stored, tiling, knobs)
         func = branch_copies(keep_own_lane(bind_row_length(sch.mod["main"]), "part_local"))
-        return keep_resident(store_in_order(func), int(knobs["blocks_per_sm"]))
+        return store_in_order(func)
 
 
 def _sums(knobs: Knobs) -> int:

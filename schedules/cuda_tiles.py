@@ -37,9 +37,6 @@ DENSE_FROM = 0.6
 MOST_PIXELS = 14
 #: Registers of a block of threads, and those of a thread that hold no sums.
 REGISTERS, OTHER_REGISTERS = 65536, 24
-#: Threads of a multiprocessor. Left alone (0), ptxas gives a thread no more registers than let so many run, and spills.
-PROCESSOR_THREADS = 2048
-RESIDENT = (0, 1, 2, 3, 4)
 #: Bytes of the int32 offset of a nonzero, and of the start and length of a row block.
 OFFSET_BYTES, ROW_BYTES = 4, 4
 #: Shared buffers: one to sum from, one to copy to; where they may start.
@@ -174,7 +171,6 @@ def tile_space(workload: ConvWorkload) -> dict[str, tuple[int | str, ...]]:
         "channels": tuple(sorted({-(-workload.c_per_group // chunks) for chunks in (1, 2, 4, 8, 16, 32, 64, 128)})),
         "warps": warp_counts(workload),
         "blocks_per_warp": (1, 2, 4, 8),
-        "blocks_per_sm": RESIDENT,
         "pad_to": (1, 2, 4),
         "format": ("csr", "sliced_ell:8", *(f"column_vector:{v}" for v in VECTORS if _whole(workload, v))),
     }
@@ -232,7 +228,6 @@ def check_block(workload: ConvWorkload, target: Target, knobs: Knobs, warps: int
     channels = int(knobs["warps"]) * int(knobs["blocks_per_warp"]) * vector_of(knobs)
     limits = {
         "threads a block": (warps * WARP, thread_limit(target)),
-        "threads a multiprocessor": (warps * WARP * int(knobs["blocks_per_sm"]), PROCESSOR_THREADS),
         "bytes of shared memory a block": (shared_bytes, shared_limit(target)),
         "sums a thread": (sums, MOST_SUMS),
         "products a step": (sums * int(knobs["pad_to"]), MOST_UNROLLED),

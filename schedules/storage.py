@@ -53,11 +53,7 @@ def whole(buffer: Any) -> Any:
 
 
 def keep_resident(func: tirx.PrimFunc, blocks: int) -> tirx.PrimFunc:
-    """Give a thread the registers that leave room for this many blocks a multiprocessor; 0 leaves them to ptxas.
-
-    That of CUDA 13 then takes no more than let 2048 threads run, even where shared memory holds a single block, and
-    spills what does not fit.
-    """
+    """Give a thread the registers that leave room for this many blocks a multiprocessor; 0 leaves them to ptxas."""
     if not blocks:
         return func
 
