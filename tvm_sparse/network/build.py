@@ -15,6 +15,7 @@ from tvm_sparse.network.decide import decide
 from tvm_sparse.network.imported import ImportedModel
 from tvm_sparse.network.late_waits import late_wait_pipeline
 from tvm_sparse.network.linear import lower_linear_layers
+from tvm_sparse.network.order import as_neighbours
 from tvm_sparse.network.plan import planned_layers
 from tvm_sparse.network.precision import sum_in_float32
 from tvm_sparse.network.replace import LayerDecision, replace_layers
@@ -88,6 +89,8 @@ def generate_code(
     overlap = on_gpu and overlap
     lowering = dependent_launch_pipeline([lowest], weight_names(module)) if overlap else "default"
     with target, pass_config({"relax.backend.use_cuda_graph": on_gpu and cuda_graph}):
+        if overlap:
+            module = as_neighbours(module)
         if on_gpu:
             module = lift_workspaces(outputs_as_parameters(module, target))
         planning = late_wait_pipeline(module, target) if overlap else "default_build"
