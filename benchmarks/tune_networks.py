@@ -43,7 +43,8 @@ def write_list() -> None:
     for name in NAMES:
         linear_sparsity = 0.9 if name in LINEAR else 0.0
         model = import_model(build(name, batch=1, sparsity=0.9, seed=0, linear_sparsity=linear_sparsity))
-        by_phases = {layer.name for layer in planned_layers(model, "auto", gpu) if layer.strided is not None}
+        planned = planned_layers(model, "auto", gpu, everywhere=True)
+        by_phases = {layer.name for layer in planned if layer.strided is not None}
         merged = [layer for layer in tunable_layers([model], gpu) if layer.name not in by_phases]
         found = {(layer.workload, layer.density < 0.5): layer for layer in [*tunable_layers([model], cpu), *merged]}
         for layer in found.values():
@@ -100,9 +101,9 @@ def _drawn(
         weight = rng.standard_normal(workload.filter_shape, np.float32) / np.sqrt(np.prod(workload.filter_shape[1:]))
         weight *= rng.random(workload.filter_shape, np.float32) >= sparsity
         left = without_stride(workload, weight) if by_phases else None
-        workload, weight = left or (workload, weight)
         untuned = "sparse" if row["pruned"] else "dense"
-        yield Layer(f"{row['network']}:{row['layer']}", workload, weight.astype(dtype), untuned, row["count"])
+        for form, drawn in ((workload, weight), *([left] if left is not None else [])):
+            yield Layer(f"{row['network']}:{row['layer']}", form, drawn.astype(dtype), untuned, row["count"])
 
 
 def main() -> int:

@@ -94,7 +94,9 @@ def test_layers_are_drawn_as_sparse_as_asked(sparsity: float) -> None:
     first = [layer for layer in drawn if layer.name == "resnet50:conv1"]
     assert [layer.workload.n for layer in first] == [1, 2] and {layer.untuned for layer in first} == {"dense"}
     others = [layer for layer in drawn if layer not in first]
-    by_phases = [layer for layer in others if layer.name == "resnet50:layer4.0.conv2"]
+    strided = [layer for layer in others if layer.name == "resnet50:layer4.0.conv2"]
+    by_phases = [layer for layer in strided if layer.workload.stride == (1, 1)]
+    assert len(strided) == 2 * len(by_phases)
     assert {str(layer.workload)[3:] for layer in by_phases} == {"2048x7x7 -> 512 2x2 padding 1,1,0,0"}
     for layer in others:
         filled = 9 / 16 if layer in by_phases else 1

@@ -21,7 +21,7 @@ from tests.cuda_on_cpu import outputs_of
 from tests.network.onnx_models import Array, conv, model, random_inputs, tensor, weights
 from tests.network.running import build, run_poisoned, silent
 from tests.tuning.making import record
-from tvm_sparse.network import plan
+from tvm_sparse.network import phases, plan
 from tvm_sparse.network.batches import batch_sizes, lower_batches
 from tvm_sparse.network.build import lower_network
 from tvm_sparse.network.imported import bindings_of, is_constant, operator, static_shape
@@ -233,7 +233,10 @@ def test_a_layer_that_no_template_runs_stores_no_phases():
     assert not without(planned_layers(imported, "auto", GPU))
 
 
-@pytest.mark.parametrize(("with_us", "without_us", "taken"), [(9.0, 6.0, True), (6.0, 9.0, False), (6.0, None, True)])
+@pytest.mark.parametrize(
+    ("with_us", "without_us", "taken"),
+    [(9.0, 6.0, True), (6.0, 9.0, False), (6.0, 6.0, False), (6.0, None, False), (None, 6.0, True)],
+)
 def test_what_was_measured_decides(with_us, without_us, taken):
     imported = import_onnx(net(BOTTLENECK))
     (layer,) = (layer for layer in planned_layers(imported, "always", GPU) if layer.strided is not None)
@@ -244,21 +247,31 @@ def test_what_was_measured_decides(with_us, without_us, taken):
     assert without(planned_layers(imported, "always", GPU, known)) == ["strided"] * taken
 
 
-def test_layers_are_tuned_as_they_are_compiled():
+def test_untuned_layers_of_many_pixels_keep_their_stride(monkeypatch):
     imported = import_onnx(net(BOTTLENECK))
-    ours = {layer.name: layer for layer in tunable_layers([imported], GPU)}
-    for layer in planned_layers(imported, "auto", GPU):
-        assert ours[layer.name].workload == layer.workload.flattened()
-        np.testing.assert_array_equal(ours[layer.name].weight, layer.weight)
-    assert ours["strided"].workload.stride == (1, 1)
+    monkeypatch.setattr(phases, "MOST_PIXELS", 6 * 6 - 1)
+    assert not without(planned_layers(imported, "always", GPU))
+    assert without(planned_layers(imported, "always", GPU, everywhere=True)) == ["strided"]
+
+
+def test_layers_are_tuned_as_they_are_compiled():
+    """Those with a stride in both forms."""
+    imported = import_onnx(net(BOTTLENECK))
+    ours = {layer.workload: layer for layer in tunable_layers([imported], GPU)}
+    for everywhere in (False, True):
+        for layer in planned_layers(imported, "auto", GPU, everywhere=everywhere):
+            tuned = ours[layer.workload.flattened()]
+            assert tuned.name == layer.name
+            np.testing.assert_array_equal(tuned.weight, layer.weight)
+    assert {layer.workload.stride for layer in ours.values() if layer.name == "strided"} == {(1, 1), (2, 2)}
 
 
 @pytest.mark.parametrize("name", [*TAKEN, *LEFT])
 def test_outputs_of_cpu_kernels(name, monkeypatch):
     """As on a GPU, but with templates whose code runs here as it is."""
 
-    def as_on_a_gpu(function: Any, layers: Any, mode: str, target: Any, known: Any) -> list[ConvLayer]:
-        return store_by_phases(function, layers, mode, GPU, known)
+    def as_on_a_gpu(function: Any, layers: Any, mode: str, target: Any, *others: Any) -> list[ConvLayer]:
+        return store_by_phases(function, layers, mode, GPU, *others)
 
     monkeypatch.setattr(plan, "store_by_phases", as_on_a_gpu)
     nodes, expected = TAKEN.get(name) or (LEFT[name], [])

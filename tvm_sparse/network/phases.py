@@ -23,16 +23,28 @@ from tvm_sparse.network.decide import decide
 from tvm_sparse.network.imported import Array, reader_counts
 from tvm_sparse.network.match import ConvLayer
 from tvm_sparse.tuning.lookup import KnownKernels
-from tvm_sparse.workload import ConvWorkload
+from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
+
+#: What storing by phases costs the layer in front, whose stores then go to several planes (on an H200).
+STORE_US_PER_MIB = 0.25
+#: Output pixels up to which it was measured to pay with the knobs that rules choose.
+MOST_PIXELS = 1_000
+MIB = 2**20
 
 
 def store_by_phases(
-    function: relax.Function, layers: Sequence[ConvLayer], mode: str, target: Target, known: KnownKernels | None = None
+    function: relax.Function,
+    layers: Sequence[ConvLayer],
+    mode: str,
+    target: Target,
+    known: KnownKernels | None = None,
+    everywhere: bool = False,
 ) -> list[ConvLayer]:
     """The layers, with sparse strided ones on a GPU without their stride, and `phases` of the layers in front of them.
 
-    The layer in front is one that a template runs and nobody else reads. A log that has measured that a layer is slower
-    so leaves it alone. `mode` and `known` as for decide().
+    The layer in front is one that a template runs and nobody else reads. What was measured for a layer decides whether
+    it pays, and where nothing was, how many pixels there are; unless it is wanted `everywhere`. `mode` and `known` as
+    for decide().
     """
     planned = list(layers)
     if target.kind.name != "cuda":
@@ -47,7 +59,8 @@ def store_by_phases(
             continue
         plain = replace(layer, workload=left[0], weight=left[1], strided=layer)
         sparse = all(decide(each, mode, known, gpu=True).kind == "sparse" for each in (layer, plain))
-        if sparse and decide(planned[front], mode, known, gpu=True).direct and _pays(layer, plain, known):
+        pays = everywhere or _pays(layer, plain, known)
+        if sparse and pays and decide(planned[front], mode, known, gpu=True).direct:
             planned[index] = plain
             planned[front] = replace(planned[front], phases=layer.workload.stride)
     return planned
@@ -107,8 +120,13 @@ def _cut(taps: int, step: int, padding: int, size: int, outputs: int) -> _Cut:
 
 
 def _pays(layer: ConvLayer, plain: ConvLayer, known: KnownKernels | None) -> bool:
-    if known is None:
-        return True
-    found = [known.find(each.workload, each.density) for each in (layer, plain) if each.workload is not None]
-    times = [match.sparse_us for match in found if match is not None and match.sparse_us]
-    return len(times) < 2 or times[1] < times[0]
+    workload = layer.workload
+    assert workload is not None and plain.workload is not None
+    strided_us, plain_us = (
+        match.sparse_us if known is not None and (match := known.find(each, density)) is not None else None
+        for each, density in ((workload, layer.density), (plain.workload, plain.density))
+    )
+    if strided_us and plain_us:
+        stored = workload.n * workload.c * workload.h * workload.w * ELEMENT_BYTES[workload.dtype]
+        return plain_us + STORE_US_PER_MIB * stored / MIB < strided_us
+    return not strided_us and workload.n * workload.p * workload.q <= MOST_PIXELS

@@ -13,10 +13,13 @@ from tvm_sparse.tuning.lookup import KnownKernels
 
 
 def planned_layers(
-    model: ImportedModel, mode: str, target: Target, known: KnownKernels | None = None
+    model: ImportedModel, mode: str, target: Target, known: KnownKernels | None = None, everywhere: bool = False
 ) -> list[ConvLayer]:
-    """The layers as they are run, with siblings merged and strides taken out; `mode` and `known` as for decide()."""
+    """The layers as they are run, with siblings merged and strides taken out; `mode` and `known` as for decide().
+
+    Strides are taken out where that pays, or `everywhere`.
+    """
     function = model.module["main"]
     found = match_layers(function, model.convolutions, template_dtypes(target))
     layers = subsample_inputs(merge_siblings(found, mode, target, known), target)
-    return store_by_phases(function, layers, mode, target, known)
+    return store_by_phases(function, layers, mode, target, known, everywhere)

@@ -17,6 +17,8 @@ from tvm_sparse.tuning.layers import Layer, distinct
 def tunable_layers(models: Iterable[ImportedModel], target: Target, patterns: Iterable[str] = ()) -> list[Layer]:
     """The distinct layers of some networks that a template of ours runs, sparse or dense.
 
+    Of those that run with their stride or without it, whichever is faster, both.
+
     Parameters
     ----------
     target : what they are tuned for, which decides which layers are merged into one
@@ -30,7 +32,8 @@ def tunable_layers(models: Iterable[ImportedModel], target: Target, patterns: It
     models, wanted = list(models), list(patterns)
     layers, names = [], []
     for model in models:
-        for layer in planned_layers(model, "auto", target):
+        planned = planned_layers(model, "auto", target, everywhere=True)
+        for layer in (form for each in planned for form in (each, each.strided) if form is not None):
             own = [layer.name, *(part.name for part in layer.merged)]
             names += own
             decision = decide(layer, "auto", gpu=target.kind.name == "cuda")
