@@ -42,6 +42,7 @@ class Job:
             "workload": asdict(self.case.workload()),
             "template": self.variant.template,
             "knobs": dict(sorted(self.variant.knobs.items())),
+            "overlap": self.variant.overlap,
             "filter": [self.case.layer, self.case.filter_key, self.seed, self.digest],
             "arch": self.arch,
             "sources": source_digest(),
@@ -96,6 +97,7 @@ def build(job: Job, folder: Path) -> Built:
 
     from tvm_sparse.schedules import template
     from tvm_sparse.tvm_support import check_cuda_modules, cuda_build
+    from tvm_sparse.tvm_support.dependent_launch import dependent_launch_pipeline
 
     begin = time.perf_counter()
     path, workload = folder / job.key, job.case.workload()
@@ -106,7 +108,11 @@ def build(job: Job, folder: Path) -> Built:
         executable = tvm.compile(module, target=job_target(job.arch))
     else:
         with cuda_build(job.arch) as under_way:
-            executable = tvm.compile(module, target=under_way.target)
+            lowering = "default"
+            if job.variant.overlap:
+                filters = {parameter.name for parameter in kernel.func.params[1 : 1 + len(kernel.constants.arrays)]}
+                lowering = dependent_launch_pipeline([job.arch], {"main": filters})
+            executable = tvm.compile(module, target=under_way.target, tir_pipeline=lowering)
         check_cuda_modules(executable, under_way)
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     executable.export_library(f"{beside}.so")

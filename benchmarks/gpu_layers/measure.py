@@ -161,7 +161,7 @@ def _chosen(row: Record, kernel: LoadedKernel, limits: dict[str, float], timer: 
     """The fastest, timed again: the time it was chosen by was the luckiest of several."""
     time = timer.time(kernel.launch)
     return {
-        **{name: row[name] for name in ("template", "knobs", "default", "logged", "key", "error")},
+        **{name: row[name] for name in ("template", "knobs", "default", "logged", "overlap", "key", "error")},
         "time": asdict(time),
         "warm_icache": asdict(timer.time(kernel.launch_same)),
         "cold_l2": asdict(timer.time_cold(kernel.launch)),

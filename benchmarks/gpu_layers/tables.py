@@ -186,6 +186,7 @@ def _layer_table(cases: Sequence[Measured]) -> str:
             [
                 record["layer"],
                 *_ours(case),
+                microseconds(_alone(case)),
                 microseconds(ours["warm_icache"]["median_us"]),
                 microseconds(ours["cold_l2"]["median_us"]),
                 f"{ours['share_of_bound'][bound]:.0%} of {bound}",
@@ -195,10 +196,10 @@ def _layer_table(cases: Sequence[Measured]) -> str:
             ]
         )
     means = [times(geometric_mean(ratios(cases, peer))) for peer in RIVALS]
-    rows.append(["geometric mean", *[""] * (5 + len(CUDNN)), *means, ""])
+    rows.append(["geometric mean", *[""] * (6 + len(CUDNN)), *means, ""])
     over = [f"over {PEERS[peer]}" for peer in RIVALS]
-    head = ["layer", "ours", "template", "warm code", "cold L2", "share of bound", *(PEERS[peer] for peer in CUDNN)]
-    return table([*head, *over, "error"], rows)
+    measured = ["ours", "template", "without overlap", "warm code", "cold L2", "share of bound"]
+    return table(["layer", *measured, *(PEERS[peer] for peer in CUDNN), *over, "error"], rows)
 
 
 def _head(case: Measured) -> list[str]:
@@ -212,6 +213,14 @@ def _ours(case: Measured) -> list[str]:
     spread = f" ({time['p10_us']:.3g}–{time['p90_us']:.3g})"
     source = "" if ours["default"] else " (log)" if ours.get("logged") else " (tried)"
     return [microseconds(case.us) + spread, ours["template"].removeprefix("cuda_") + source]
+
+
+def _alone(case: Measured) -> float | None:
+    """Our fastest time where every kernel begins after the one in front of it has ended."""
+    if not case.record["ours"].get("overlap"):
+        return case.us
+    rows = case.record["variants"]
+    return min((row["time"]["median_us"] for row in rows if "time" in row and not row["overlap"]), default=None)
 
 
 def _best_of(case: Measured, template: str) -> float | None:

@@ -22,7 +22,7 @@ def tuning_records(store: Store, keep: int) -> Iterator[Record]:
     for case in store.cases:
         if case["mask"] != "random":
             continue
-        timed = [row for row in case["variants"] if row.get("time") and not _dense(row)]
+        timed = [row for row in case["variants"] if row.get("time") and not _dense(row) and not row.get("overlap")]
         run = store.runs[case["run"]]
         yield from (_record(case, row, run) for row in sorted(timed, key=lambda row: row["time"]["median_us"])[:keep])
 

@@ -1,5 +1,6 @@
 """What of ours is tried on a case: each template with its default knobs, what `compile` would take from a tuning log
-for the layer, bare and with bias and ReLU as most stand in a network, and the knobs of a candidates file.
+for the layer, bare and with bias and ReLU as most stand in a network, and the knobs of a candidates file. Where
+`compile` lets kernels overlap, each is tried so and without.
 
 A candidates file is a list of
 
@@ -57,12 +58,14 @@ class Variant:
     """A template with complete knobs; `default` if they are its own choice.
 
     `logged` says how the layer's record was found that `compile` takes them from, "exact" or "nearest", if it does.
+    With `overlap` each of its kernels begins while the one in front of it still runs.
     """
 
     template: str
     knobs: dict[str, int | str]
     default: bool
     logged: str = ""
+    overlap: bool = False
 
     @property
     def last_resort(self) -> bool:
@@ -118,6 +121,7 @@ def variants_of(
         A candidate names a knob its template does not have.
     """
     from tvm_sparse.schedules import TEMPLATES
+    from tvm_sparse.tvm_support.dependent_launch import pays_to_overlap
 
     workload = case.workload()
     found: list[Variant] = []
@@ -142,7 +146,8 @@ def variants_of(
                     variant = Variant(template.name, {**default, **knobs}, False)
                     if all(variant.knobs != known.knobs or known.template != template.name for known in found):
                         found.append(variant)
-    return found
+    overlaps = target.kind.name == "cuda" and pays_to_overlap(str(target.attrs["arch"]), case.batch)
+    return [replace(each, overlap=True) for each in found if overlaps and not each.last_resort] + found
 
 
 def _logged(case: Case, known: KnownKernels) -> list[Variant]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.gpu_layers.build import Job, source_digest
+from benchmarks.gpu_layers.build import Job, job_target, source_digest
 from benchmarks.gpu_layers.cases import Case, select_cases
 from benchmarks.gpu_layers.layers import FILE, derive, layer_of, layers, write
 from benchmarks.gpu_layers.variants import Variant, read_candidates, variants_of, winners
@@ -248,3 +248,12 @@ def test_keys_of_kernels_change_with_all_that_a_kernel_is_made_of(monkeypatch):
     assert len(keys) == 1 + len(others)
     monkeypatch.setattr("benchmarks.gpu_layers.build.source_digest", lambda: source_digest() + "changed")
     assert job.key not in keys
+
+
+@pytest.mark.parametrize(("batch", "arch", "overlapping"), [(1, "sm_90", 4), (8, "sm_90", 0), (1, "sm_80", 0)])
+def test_variants_overlap_where_compile_lets_them(batch, arch, overlapping):
+    variants = variants_of(Case("r50_14_3", batch, 0.9), job_target(arch))
+    alone = [variant for variant in variants if not variant.overlap]
+    assert len(variants) - len(alone) == overlapping
+    assert len({(v.template, v.overlap) for v in variants}) == len(variants)
+    assert {v.template for v in variants if v.overlap} == {v.template for v in alone[:overlapping]}
