@@ -88,15 +88,31 @@ def _kind(constants: Any, weight: NDArray) -> str:
     return "dense" if values.shape[-1] > 1 and values.size >= MOSTLY_ZEROS * nonzeros else "sparse"
 
 
+def overlaps(archs: Sequence[str], n: int) -> bool:
+    """Whether kernels of networks of n images overlap by default; `archs` are those of a CUDA target, else none."""
+    from tvm_sparse.tvm_support.dependent_launch import pays_to_overlap
+
+    return bool(archs) and pays_to_overlap(archs[0], n)
+
+
 def build(files: str, target: Any, archs: Sequence[str]) -> None:
-    """Compile FILES.module into the library FILES.so; `archs` are those of a CUDA target, else none."""
+    """Compile FILES.module into the library FILES.so; `archs` are those of a CUDA target, else none.
+
+    Its kernels overlap where those of a network of as many images would.
+    """
     import tvm
 
     from tvm_sparse.tvm_support import check_cuda_modules, cuda_build
+    from tvm_sparse.tvm_support.dependent_launch import dependent_launch_pipeline
 
     module = pickle.loads(Path(f"{files}.module").read_bytes())
+    lowering, parameters = "default", module["main"].params
+    if overlaps(archs, int(parameters[0].shape[0])):
+        with np.load(f"{files}.npz") as arrays:
+            weights = {parameter.name for parameter in parameters[1 : 1 + len(arrays.files)]}
+        lowering = dependent_launch_pipeline(archs, {"main": weights})
     with cuda_build(archs, target=target) if archs else nullcontext() as under_way:
-        executable = tvm.compile(module, target=target)
+        executable = tvm.compile(module, target=target, tir_pipeline=lowering)
     if under_way is not None:
         check_cuda_modules(executable, under_way)
     executable.export_library(f"{files}.so")

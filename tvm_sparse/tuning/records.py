@@ -76,8 +76,8 @@ class Record:
     distance of the quartiles of `repeats` timings.
 
     `error` is the relative error against float64, or None where nothing could be compared; `layer`,
-    `source` (default, seed, transfer, guided or random) and `timer` (graph, events or cold) say how it came
-    about; `confirmed` is one of CONFIRMED.
+    `source` (default, seed, transfer, guided or random) and `timer` (graph, overlap, events or cold) say how it
+    came about; `confirmed` is one of CONFIRMED.
     """
 
     site: Site

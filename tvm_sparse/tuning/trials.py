@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_sparse.errors import OutputError
+from tvm_sparse.tuning.candidates import overlaps
 from tvm_sparse.tuning.layers import Layer
 from tvm_sparse.tuning.log_files import LogWriter
 from tvm_sparse.tuning.measuring import Timing
@@ -245,13 +246,14 @@ class TrialBook:
         error = result.error if math.isfinite(result.error) else None
         if not result.times_us:
             return replace(record, outcome="wrong", error=error, message=f"relative error {result.error:.2e}")
+        archs = (self.site.arch,) if self.site.arch.startswith("sm_") else ()
         return replace(
             record,
             time_us=round(result.time_us, 3),
             spread_us=round(result.spread_us, 3),
             repeats=len(result.times_us),
             error=error,
-            timer=result.timer,
+            timer="overlap" if result.timer == "graph" and overlaps(archs, layer.workload.n) else result.timer,
         )
 
 
