@@ -19,7 +19,8 @@ def shipped_table() -> str:
     for records in by_key(read_log(shipped_logs()).records).values():
         default = best(record for record in records if record.source == "default")
         fastest = best(records)
-        if default is not None and fastest is not None and default.time_us and fastest.time_us:
+        alike = default is not None and fastest is not None and default.timer == fastest.timer
+        if alike and default.time_us and fastest.time_us:
             first = records[0]
             place = (first.site.device, first.workload.n, density_class(first.density))
             groups[place].append((default.time_us, fastest.time_us))

@@ -1,8 +1,7 @@
 """Tests of copies into shared memory: outside the copies that they hold for, all of them.
 
 What a thread copies from run to run lies a constant apart, inside the input or outside of it altogether. With a test in
-every copy nvcc works out the places anew behind every branch: 30 instructions and the latency of ten that wait for one
-another, for each copy.
+every copy nvcc works out the places anew behind every branch, by instructions that wait for one another.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def build(job: Job, folder: Path) -> Built:
 
     from tvm_sparse.schedules import template
     from tvm_sparse.tvm_support import check_cuda_modules, cuda_build
-    from tvm_sparse.tvm_support.dependent_launch import dependent_launch_pipeline
+    from tvm_sparse.tvm_support.dependent_launch import constant_names, dependent_launch_pipeline
 
     begin = time.perf_counter()
     path, workload = folder / job.key, job.case.workload()
@@ -110,8 +110,8 @@ def build(job: Job, folder: Path) -> Built:
         with cuda_build(job.arch) as under_way:
             lowering = "default"
             if job.variant.overlap:
-                filters = {parameter.name for parameter in kernel.func.params[1 : 1 + len(kernel.constants.arrays)]}
-                lowering = dependent_launch_pipeline([job.arch], {"main": filters})
+                weights = constant_names(kernel.func, len(kernel.constants.arrays))
+                lowering = dependent_launch_pipeline([job.arch], {"main": weights})
             executable = tvm.compile(module, target=under_way.target, tir_pipeline=lowering)
         check_cuda_modules(executable, under_way)
     beside = path.with_name(f"{path.name}.{os.getpid()}")

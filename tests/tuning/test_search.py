@@ -176,6 +176,15 @@ def test_changed_points_stay_in_the_space(seed: int, kind: str) -> None:
     assert one.fitted(point) == point and one.fitted(Point.of("unheard", {})) is None
 
 
+def test_points_of_a_version_with_other_knobs_lead_into_the_space() -> None:
+    one, rng = space(), Random(1)
+    point = one.random(rng)
+    old = Point.of(point.template, dict(list(point.knobs.items())[1:]))
+    assert one.fitted(old) is None
+    assert all(set(one.mutate(old, rng).knobs) == set(one.random(rng).knobs) for _ in range(20))
+    assert one.cross(point, old, rng) == point
+
+
 def test_a_dropped_template_is_not_drawn() -> None:
     one = LayerSpace(WORKLOAD, 0.1, cuda_target("sm_90"))
     names = {one.random(Random(seed)).template for seed in range(60)}

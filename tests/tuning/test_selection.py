@@ -52,6 +52,14 @@ def test_what_was_timed_in_turn_with_the_default_has_the_last_word() -> None:
     assert best(pruned([SLOW, FAST, default, loser, winner], 1)) is winner
 
 
+def test_times_of_kernels_that_overlapped_compare_with_no_others() -> None:
+    overlapped, alone = record(time_us=5.0, timer="overlap"), record(time_us=4.0, timer="graph", knobs={"rows": 3})
+    dense = record(time_us=3.0, timer="graph", kind="dense")
+    assert best([alone, overlapped, dense]) is overlapped
+    assert best([alone, overlapped, dense], "dense") is None
+    assert best([alone, dense], "dense") is dense
+
+
 def test_pruning_keeps_the_fastest_the_default_and_one_of_each_kind() -> None:
     middling = [record(time_us=11.0 + n, knobs={"rows": 10 + n}) for n in range(5)]
     assert pruned([WRONG, SLOW, *middling, DENSE, FAST], 2) == [FAST, middling[0], DENSE, SLOW]

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.tuning import sabotage
@@ -24,6 +25,7 @@ from tvm_sparse.tuning.log_files import LogWriter, read_log
 from tvm_sparse.tuning.records import Record
 from tvm_sparse.tuning.selection import best
 from tvm_sparse.tuning.trials import Budget
+from tvm_sparse.workload import ConvWorkload, Epilogue
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,6 +157,25 @@ def test_a_gpu_session_up_to_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {record.outcome for record in records} == {"ok"}, [record.message for record in records]
     assert len({record.template for record in records}) > 1
     assert {(record.workload.n, record.timer) for record in records} == {(1, "overlap")}
+
+
+@pytest.mark.parametrize(("n", "arch", "dependent"), [(1, "sm_90", True), (2, "sm_90", False), (1, "sm_80", False)])
+def test_candidates_overlap_where_a_network_does(n: int, arch: str, dependent: bool, tmp_path: Path) -> None:
+    from tvm_sparse.schedules import template
+    from tvm_sparse.tvm_support import cuda_compiler, cuda_target
+
+    try:
+        cuda_compiler()
+    except CompileError:
+        pytest.skip("needs a CUDA compiler")
+    workload = ConvWorkload(n, 8, 9, 9, 16, 3, 3, epilogue=Epilogue(bias=True, residual=True))
+    target, files, rng = cuda_target(arch), str(tmp_path / "one"), np.random.default_rng(0)
+    weight = rng.standard_normal(workload.filter_shape) * (rng.random(workload.filter_shape) < 0.1)
+    np.save(tmp_path / "weight.npy", weight.astype(np.float32))
+    knobs = template("cuda_pixel").default(workload, 0.1, target)
+    kind, refusal = candidates.make(files, str(tmp_path), workload, target, (arch,), "cuda_pixel", knobs)
+    assert (kind, refusal) == ("sparse", "")
+    assert (b"tirx.use_programtic_dependent_launch" in (tmp_path / "one.so").read_bytes()) == dependent
 
 
 def start(log: Path, trials: int, told: Path) -> subprocess.Popen[bytes]:

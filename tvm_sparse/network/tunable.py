@@ -43,7 +43,7 @@ def tunable_layers(models: Iterable[ImportedModel], target: Target, patterns: It
             layers.append(Layer(name, layer.workload, layer.weight, decision.kind))
     for pattern in wanted:
         if not any(_fits(name, [pattern]) for name in names):
-            raise InputError(f"--layers {pattern}: fits none of the layers {', '.join(names)}")
+            raise InputError(f"--layers {pattern}: fits none of the layers {', '.join(dict.fromkeys(names))}")
     return distinct(layers)
 
 

@@ -103,13 +103,13 @@ def build(files: str, target: Any, archs: Sequence[str]) -> None:
     import tvm
 
     from tvm_sparse.tvm_support import check_cuda_modules, cuda_build
-    from tvm_sparse.tvm_support.dependent_launch import dependent_launch_pipeline
+    from tvm_sparse.tvm_support.dependent_launch import constant_names, dependent_launch_pipeline
 
     module = pickle.loads(Path(f"{files}.module").read_bytes())
-    lowering, parameters = "default", module["main"].params
-    if overlaps(archs, int(parameters[0].shape[0])):
+    lowering, function = "default", module["main"]
+    if overlaps(archs, int(function.params[0].shape[0])):
         with np.load(f"{files}.npz") as arrays:
-            weights = {parameter.name for parameter in parameters[1 : 1 + len(arrays.files)]}
+            weights = constant_names(function, len(arrays.files))
         lowering = dependent_launch_pipeline(archs, {"main": weights})
     with cuda_build(archs, target=target) if archs else nullcontext() as under_way:
         executable = tvm.compile(module, target=target, tir_pipeline=lowering)

@@ -21,6 +21,8 @@ OUTCOMES = ("ok", "build_failed", "run_failed", "timeout", "wrong")
 #: Of a candidate that was timed in turn with the default, cold: whether it was faster beyond doubt. "default" is the
 #: default itself, and of others nothing is known.
 CONFIRMED = ("", "default", "yes", "no")
+#: The timer of kernels that began before those in front of them had ended.
+OVERLAP = "overlap"
 #: How a filter runs: on its nonzeros, or in blocks of channels that share columns, zeros and all.
 KINDS = ("sparse", "dense")
 #: Density classes are a quarter of an octave wide and centred on 10 %, so that 5, 10 and 20 % are centres too.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from tvm_sparse.tuning.records import Record
+from tvm_sparse.tuning.records import OVERLAP, Record
 
 
 def by_key(records: Iterable[Record]) -> dict[tuple, list[Record]]:
@@ -20,9 +20,10 @@ def best(records: Iterable[Record], kind: str | None = None) -> Record | None:
     """The fastest that is right, of one kind if named.
 
     Once some were timed in turn with the default, only what was faster then and the default itself count, by the last
-    such comparison.
+    such comparison. Kernels that overlapped take less than by themselves: where some did, the others do not count.
     """
     right = [record for record in records if record.ok]
+    right = [record for record in right if record.timer == OVERLAP] or right
     last = max((record.date for record in right if record.confirmed), default=None)
     if last is not None:
         right = [record for record in right if record.confirmed in ("default", "yes") and record.date == last]

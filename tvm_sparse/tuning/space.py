@@ -109,7 +109,7 @@ class LayerSpace:
     def mutate(self, point: Point, rng: Random) -> Point:
         """A point with one or two knobs changed, half of the time to a neighbouring value."""
         space = self._spaces.get(point.template)
-        if space is None:
+        if space is None or set(space) != set(point.knobs):  # of a version with other knobs
             return self.random(rng)
         knobs = point.knobs
         changeable = [knob for knob, values in space.items() if len(values) > 1]
@@ -118,10 +118,10 @@ class LayerSpace:
         return Point.of(point.template, knobs)
 
     def cross(self, one: Point, other: Point, rng: Random) -> Point:
-        """Knobs from either of two points of one template; the first where they differ in template."""
-        if one.template != other.template:
-            return one
+        """Knobs from either of two points of one template; the first where they differ in template or have others."""
         ours, theirs = one.knobs, other.knobs
+        if one.template != other.template or set(ours) != set(theirs):
+            return one
         return Point.of(one.template, {knob: rng.choice((ours[knob], theirs[knob])) for knob in ours})
 
     def estimate_us(self, point: Point) -> float | None:

@@ -22,7 +22,7 @@ from tvm_sparse.tuning.candidates import overlaps
 from tvm_sparse.tuning.layers import Layer
 from tvm_sparse.tuning.log_files import LogWriter
 from tvm_sparse.tuning.measuring import Timing
-from tvm_sparse.tuning.records import Record, Rows, Site, density_class
+from tvm_sparse.tuning.records import OVERLAP, Record, Rows, Site, density_class
 from tvm_sparse.tuning.search import Proposal
 from tvm_sparse.tuning.selection import best
 from tvm_sparse.tuning.space import Point
@@ -124,7 +124,8 @@ class TrialBook:
         own = {(tally.layer.workload, density_class(tally.layer.density)): tally for tally in self.tallies.values()}
         for record in self.history:
             tally = own.get((record.workload, density_class(record.density)))
-            if tally is not None:
+            # A point that was timed otherwise than those to come has not been tried.
+            if tally is not None and (not record.ok or (record.timer == OVERLAP) == self._overlaps(tally.layer)):
                 tally.records.append(record)
         for tally in own.values():
             tally.granted = tally.trials
@@ -225,6 +226,9 @@ class TrialBook:
             self.fault = self.fault or error
             raise
 
+    def _overlaps(self, layer: Layer) -> bool:
+        return overlaps((self.site.arch,) if self.site.arch.startswith("sm_") else (), layer.workload.n)
+
     def _record(self, layer: Layer, proposal: Proposal, kind: str, result: Result) -> Record:
         record = Record(
             site=self.site,
@@ -246,14 +250,13 @@ class TrialBook:
         error = result.error if math.isfinite(result.error) else None
         if not result.times_us:
             return replace(record, outcome="wrong", error=error, message=f"relative error {result.error:.2e}")
-        archs = (self.site.arch,) if self.site.arch.startswith("sm_") else ()
         return replace(
             record,
             time_us=round(result.time_us, 3),
             spread_us=round(result.spread_us, 3),
             repeats=len(result.times_us),
             error=error,
-            timer="overlap" if result.timer == "graph" and overlaps(archs, layer.workload.n) else result.timer,
+            timer=OVERLAP if self._overlaps(layer) else result.timer,
         )
 
 

@@ -98,6 +98,12 @@ def dependent_launch_pipeline(archs: Sequence[str], weights: Mapping[str, Iterab
     return PIPELINE
 
 
+def constant_names(function: Any, arrays: int) -> set[str]:
+    """The parameters that nothing writes, of a kernel (x, the arrays of the filter, [bias], [residual], out)."""
+    names = [str(parameter.name) for parameter in function.params]
+    return {name for name in names if name == "bias"} | set(names[1 : 1 + arrays])
+
+
 def read_after_waiting(source: str) -> str:
     """TVM's CUDA source with `__restrict__` only on weights and what is written, in each kernel that waits."""
     kept: dict[str, list[str]] = {}
