@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,19 +12,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tvm import relax
 
+from tests import cuda_on_cpu
+from tests.cases import Case
 from tests.network.onnx_models import model, tensor
 from tests.network.running import silent
 from tests.network.test_branches import CONSTANTS, INCEPTION, SIZE, C, op
+from tests.schedules.running import GPU, kernel
 from tvm_sparse.network import late_waits
+from tvm_sparse.network.batches import batch_sizes, lower_batches
 from tvm_sparse.network.build import lower_network
-from tvm_sparse.network.capture import outputs_as_parameters
+from tvm_sparse.network.capture import launches, outputs_as_parameters
 from tvm_sparse.network.imported import bindings_of, variables_in
 from tvm_sparse.network.late_waits import independent, late_functions, late_wait_pipeline, mark_late
 from tvm_sparse.network.onnx_import import import_onnx
+from tvm_sparse.network.order import as_neighbours
 from tvm_sparse.network.planned import Access, KernelCall
 from tvm_sparse.network.workspace import lift_workspaces
 from tvm_sparse.tvm_support import cuda_target, pass_config
 from tvm_sparse.tvm_support.dependent_launch import LATE_WAIT
+from tvm_sparse.workload import ConvWorkload
 
 WHOLE = Access("a")
 
@@ -248,3 +255,39 @@ def test_a_function_of_unknown_outputs_writes_everything(lowered: tuple[tvm.IRMo
         planned = relax.get_pipeline("default_build")(module)
     # As if inputs were written too: the pool and what stands beside it read the same.
     assert late_in(mark_late(planned, {})) < late_in(built(module, True))
+
+
+def test_every_batch_of_a_library_has_a_graph_of_its_own() -> None:
+    nodes = [
+        op("Relu", "in", "s"),
+        op("AveragePool", "s", "x", kernel_shape=[3, 3], pads=[1] * 4),
+        *INCEPTION[:-1],
+        op("Concat", "a b c d", "t", axis=1),
+        op("Relu", "t", "y"),
+        op("Sigmoid", "x", "z"),
+    ]
+    networks = [model(nodes, CONSTANTS, [tensor("in", (n, C, SIZE, SIZE))], ["y", "z"]) for n in (1, 4)]
+    models = [import_onnx(network) for network in networks]
+    module, _ = lower_batches(models, batch_sizes(models, (1, 4)), GPU, "always", silent, None)[:2]
+    with GPU, pass_config({"relax.backend.use_cuda_graph": True}):
+        lifted = lift_workspaces(outputs_as_parameters(as_neighbours(module), GPU))
+        late = late_in(late_wait_pipeline(lifted, GPU)(lifted))
+    sizes = {int(lifted[name].params[0].shape[0]) for name in late}
+    assert sizes == {1, 4}
+
+
+@pytest.mark.parametrize(
+    ("template", "changes", "kernels"),
+    [
+        ("cuda_pixel", {}, 1),
+        ("cuda_pixel_nonzero", {"splits": 2, "split_over": "blocks"}, 2),
+        ("cuda_pixel_nonzero", {"splits": 2, "split_over": "warps", "warps": 2, "blocks_per_warp": 2}, 1),
+        ("cuda_pattern", {}, 1),
+        ("cuda_dense", {"splits": 2}, 1),
+    ],
+)
+def test_the_kernels_of_a_function_are_counted(template: str, changes: dict[str, int | str], kernels: int) -> None:
+    case = Case(ConvWorkload(1, 16, 14, 14, 16, 3, 3, padding=(1, 1, 1, 1)), 0.2, "rows", 1)
+    function = kernel(template, case, GPU, **changes).func
+    source = cuda_on_cpu.cuda_source(function, GPU)
+    assert len(set(re.findall(r"main_kernel\w*(?=\()", source))) == kernels == launches(function)
