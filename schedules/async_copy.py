@@ -18,8 +18,8 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.script import tirx as T
 
-from tvm_sparse.tvm_support.early_loads import in_sequence
 from tvm_sparse.tvm_support.fresh_places import places_from_here_on
+from tvm_sparse.tvm_support.statements import in_sequence
 
 COPY_AHEAD, COPY_AT_ONCE = "copy_ahead", "copy_at_once"
 COPY_BYTES = 4

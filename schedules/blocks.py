@@ -47,3 +47,10 @@ def substituted(expression: Any, values: Iterable[tuple[Any, Any]]) -> Any:
         return next((value for old, value in pairs if old.same_as(var)), var)
 
     return tvm_ffi.structural_map(expression, (tirx.Var, put), order="post")
+
+
+def uses(expression: Any, *variables: Any) -> bool:
+    """Whether any of the variables occurs in an expression."""
+    used: list[Any] = []
+    tvm_ffi.structural_walk(expression, (tirx.Var, used.append), order="pre")
+    return any(var.same_as(own) for var in used for own in variables)

@@ -34,10 +34,6 @@ class Nest:
         self.place = [substituted(index, own) for index in store.indices]
 
 
-def sequence(parts: list[Any]) -> Any:
-    return parts[0] if len(parts) == 1 else tirx.SeqStmt(parts)
-
-
 def integer(value: int) -> Any:
     return tirx.const(value, "int32")
 

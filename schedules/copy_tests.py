@@ -13,7 +13,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.sym import Analyzer
 
-from tvm_sparse.schedules.blocks import changed_block, substituted
+from tvm_sparse.schedules.blocks import changed_block, substituted, uses
 
 #: What the blocks are called that copy.
 COPIES = ("tile", "values", "offsets", "rows")
@@ -62,14 +62,14 @@ def _tested_once(loop: tirx.For, analyzer: Analyzer) -> Any:
         return loop
     realize, loop_vars = copy
     predicate = analyzer.simplify(realize.predicate)
-    if _uses(predicate, loop_vars):
+    if uses(predicate, *loop_vars):
         return loop
     body = realize.block.body
     if not isinstance(body, tirx.IfThenElse):
         return loop if _true(predicate) else tirx.IfThenElse(predicate, _with_block(loop), None)
     own = [(each.var, value) for each, value in zip(realize.block.iter_vars, realize.iter_values, strict=True)]
     condition = analyzer.simplify(substituted(body.condition, own))
-    if _uses(condition, loop_vars):
+    if uses(condition, *loop_vars):
         return loop
     branch = tirx.IfThenElse(condition, _with_block(loop, body=body.then_case), _with_block(loop, body=body.else_case))
     return branch if _true(predicate) else tirx.IfThenElse(predicate, branch, None)
@@ -102,12 +102,6 @@ def _with_block(loop: tirx.For, **changes: Any) -> tirx.For:
     var = tirx.Var(loop.loop_var.name, "int32")
     body = substituted(inner, [(loop.loop_var, var)])
     return tirx.For(var, loop.min, loop.extent, loop.kind, body, None, loop.annotations)
-
-
-def _uses(expression: Any, variables: list[Any]) -> bool:
-    used: list[Any] = []
-    tvm_ffi.structural_walk(expression, (tirx.Var, used.append), order="pre")
-    return any(var.same_as(own) for var in used for own in variables)
 
 
 def _true(condition: Any) -> bool:

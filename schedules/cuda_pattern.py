@@ -100,7 +100,7 @@ class CudaPattern(Template):
             "order": ("groups", "tiles"),
             "blocks_per_sm": (0, 1, 2, 3, 4),
             "rotate": (0, 1),
-            "fresh_places": (0, 1),
+            "fresh_places": (0, 1) if _copies_ahead(workload, target) else (0,),
             **({"pairs": pairs} if pairs else {}),
         }
 
@@ -144,7 +144,7 @@ class CudaPattern(Template):
             "order": "groups" if code > pattern_tile.CACHED_CODE_BYTES else "tiles",
             "blocks_per_sm": pattern_tile.resident_blocks(group, not own, paired) if filled else 0,
             "rotate": 0,
-            "fresh_places": 1,
+            "fresh_places": int(_copies_ahead(workload, target)),
             **pairs,
         }
 

@@ -93,8 +93,7 @@ class CudaPixelNonzero(Template):
         stages.declare_reads(sch, tiling)
         stored = sch.cache_write(sch.get_sblock("part"), 0, "local")
         (_split_over_warps if over_warps else _split_over_blocks)(sch, stored, tiling, knobs)
-        func = branch_copies(keep_own_lane(bind_row_length(sch.mod["main"]), "part_local"))
-        return store_in_order(func)
+        return store_in_order(branch_copies(keep_own_lane(bind_row_length(sch.mod["main"]), "part_local")))
 
 
 def _sums(knobs: Knobs) -> int:

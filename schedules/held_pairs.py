@@ -17,8 +17,9 @@ from tvm.script import tirx as T
 
 from tvm_sparse.compute.pair_tiling import PAIR
 from tvm_sparse.schedules.blocks import substituted
-from tvm_sparse.schedules.copy_loops import Nest, conditional, integer, nested, ramp, sequence, widened, zero
+from tvm_sparse.schedules.copy_loops import Nest, conditional, integer, nested, ramp, widened, zero
 from tvm_sparse.schedules.plane_copies import WIDTH, PlaneCopies
+from tvm_sparse.tvm_support.statements import in_sequence
 
 #: Words that are stored at once: TVM's CUDA has vectors of four 16-bit elements.
 WORDS_AT_ONCE = 2
@@ -85,7 +86,7 @@ class PlaceByPlace(Copies):
             if tvm_ffi.structural_equal(*tests):
                 tests, loads, zeros = tests[:1], [tirx.SeqStmt(loads)], [tirx.SeqStmt(zeros)]
             parts = [tirx.IfThenElse(*each) for each in zip(tests, loads, zeros, strict=True)]
-            return self._guarded(chunk, new, sequence(parts))
+            return self._guarded(chunk, new, in_sequence(parts))
 
         return nested(self._chunks, chunk, self._around, load)
 
@@ -97,7 +98,7 @@ class PlaceByPlace(Copies):
             parts = [
                 self._stored(word + first, at, list(range(first, first + run))) for first in range(0, self._width, run)
             ]
-            return self._guarded(chunk, new, sequence(parts))
+            return self._guarded(chunk, new, in_sequence(parts))
 
         return nested(self._chunks, chunk, self._around, store)
 
@@ -130,7 +131,7 @@ class PlaneByPlane(Copies):
     def _steps(self, chunk: Any, of_step: Callable[[Any, Any, int], Any]) -> Any:
         def steps(new: list[tuple[Any, Any]]) -> Any:
             parts = [of_step(chunk, self._thread(new), step) for step in range(self._planes.steps)]
-            return sequence(parts)
+            return in_sequence(parts)
 
         return nested(self._chunks, chunk, self._nest.threads, steps)
 
@@ -167,7 +168,7 @@ class PlaneByPlane(Copies):
         for first in range(0, WIDTH, run):
             word = self._planes.word(image, channel, element + first)
             parts.append(self._stored(word, [integer(step)], list(range(first, first + run))))
-        return tirx.IfThenElse(inside, sequence(parts), None)
+        return tirx.IfThenElse(inside, in_sequence(parts), None)
 
     def _inside(self, chunk: Any, thread: Any, step: int) -> tuple[Any, Any, Any, Any]:
         tiling = self._planes.tiling

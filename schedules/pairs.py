@@ -15,7 +15,7 @@ from tvm.backend.cuda.op import cuda_func_call
 from tvm.script import tirx as T
 
 from tvm_sparse.compute.pair_tiling import PAIR
-from tvm_sparse.schedules.blocks import at_first
+from tvm_sparse.schedules.blocks import at_first, substituted, uses
 
 PAIR_SUM, STEP_SUM = "pair_sum", "step_sum"
 
@@ -84,13 +84,11 @@ def _on_step(loop: tirx.For) -> Any:
     realize, count = loop.body.body, int(loop.extent)
     block = realize.block
     counter = next(
-        each.var
-        for each, value in zip(block.iter_vars, realize.iter_values, strict=True)
-        if _uses(value, loop.loop_var)
+        each.var for each, value in zip(block.iter_vars, realize.iter_values, strict=True) if uses(value, loop.loop_var)
     )
     value, both = _factors(block.body)
     dtype = str(both.source.dtype)
-    args = [_put(factor, counter, counter + n) for n in range(count) for factor in (both, value)]
+    args = [substituted(factor, [(counter, counter + n)]) for n in range(count) for factor in (both, value)]
     parameters = ", ".join(f"VECTOR pair{n}, ELEMENT value{n}" for n in range(count))
     rest = [f"  sum = __hfma2(make_VECTOR(value{n}, value{n}), pair{n}, sum);\n" for n in range(1, count)]
     source = STEP_IN_PAIRS.replace("PARAMETERS", parameters).replace("REST", "".join(rest))
@@ -121,19 +119,6 @@ def _called(
 
     reads, writes = ([whole(region) for region in regions] for regions in (block.reads, block.writes))
     return at_first(realize, loop_vars, reads=reads, writes=writes, body=tirx.Evaluate(call))
-
-
-def _uses(expression: Any, var: Any) -> bool:
-    found: list[Any] = []
-    tvm_ffi.structural_walk(expression, (tirx.Var, found.append), order="pre")
-    return any(each.same_as(var) for each in found)
-
-
-def _put(expression: Any, var: Any, value: Any) -> Any:
-    def put(each: tirx.Var) -> Any:
-        return value if each.same_as(var) else each
-
-    return tvm_ffi.structural_map(expression, (tirx.Var, put), order="post")
 
 
 def _loaded(factor: Any) -> Any:

@@ -146,7 +146,7 @@ def variants_of(
                     variant = Variant(template.name, {**default, **knobs}, False)
                     if all(variant.knobs != known.knobs or known.template != template.name for known in found):
                         found.append(variant)
-    overlaps = target.kind.name == "cuda" and pays_to_overlap(str(target.attrs["arch"]), case.batch)
+    overlaps = pays_to_overlap(str(target.attrs.get("arch", "")), case.batch)
     return [replace(each, overlap=True) for each in found if overlaps and not each.last_resort] + found
 
 

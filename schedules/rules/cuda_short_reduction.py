@@ -14,6 +14,7 @@ from tvm import ir, s_tir, tirx
 from tvm.s_tir.dlight import ScheduleRule
 from tvm.target import Target
 
+from tvm_sparse.schedules.blocks import uses
 from tvm_sparse.schedules.rules.base import (
     accesses_of,
     extent_of,
@@ -23,7 +24,6 @@ from tvm_sparse.schedules.rules.base import (
     whole_block,
 )
 from tvm_sparse.schedules.rules.cuda_window import ENOUGH_THREADS
-from tvm_sparse.schedules.rules.window_pattern import uses
 
 BLOCK_THREADS = 256
 #: Terms of an output: beyond, threads should share one.

@@ -9,6 +9,7 @@ from typing import Any
 import tvm_ffi
 from tvm import ir, s_tir, sym, te, tirx
 
+from tvm_sparse.schedules.blocks import uses
 from tvm_sparse.schedules.rules.base import inline_injective, inspect_raw, only_reduction
 
 REDUCERS: dict[type, Callable[..., Any]] = {tirx.Add: te.sum, tirx.Max: te.max, tirx.Min: te.min}
@@ -69,13 +70,6 @@ def loads_in(expr: tirx.Expr) -> list[ir.TensorLoad]:
     found: list[ir.TensorLoad] = []
     tvm_ffi.structural_walk(expr, (ir.TensorLoad, lambda load: found.append(load)), order="pre")
     return found
-
-
-def uses(expr: Any, var: tirx.Var) -> bool:
-    """Whether `var` occurs in `expr`."""
-    found: list[tirx.Var] = []
-    tvm_ffi.structural_walk(expr, (tirx.Var, lambda v: found.append(v) if v.same_as(var) else None), order="pre")
-    return bool(found)
 
 
 def _read(

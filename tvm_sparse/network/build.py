@@ -85,7 +85,7 @@ def generate_code(
     on_gpu = target.kind.name == "cuda"
     lowest = str(target.attrs["arch"]) if on_gpu else ""
     if overlap is None:
-        overlap = on_gpu and pays_to_overlap(lowest, _largest_batch(module))
+        overlap = pays_to_overlap(lowest, _largest_batch(module))
     overlap = on_gpu and overlap
     lowering = dependent_launch_pipeline([lowest], weight_names(module)) if overlap else "default"
     with target, pass_config({"relax.backend.use_cuda_graph": on_gpu and cuda_graph}):

@@ -14,6 +14,7 @@ So outputs are parameters, each written by a kernel: `main(*inputs, *outputs)`.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import tvm
@@ -47,18 +48,21 @@ def launches(function: tirx.PrimFunc) -> int:
 def weight_names(module: tvm.IRModule) -> dict[str, set[str]]:
     """By the name of a scheduled function, those of its parameters that are constants wherever it is called."""
     constant: dict[str, set[str]] = {}
-    for caller in module.functions.values():
-        if not isinstance(caller, relax.Function):
-            continue
-        for _, value in bindings_of(caller):
-            if str(operator(value)).startswith("relax.call_tir"):
-                function = module[value.args[0]]
-                names = [parameter.name for parameter in function.params]
-                given = zip(names, value.args[1].fields, strict=False)  # outputs stand behind the arguments
-                own = {name for name, argument in given if is_constant(argument) and names.count(name) == 1}
-                name = value.args[0].name_hint
-                constant[name] = constant.get(name, own) & own
+    for call in tir_calls(module):
+        names = [parameter.name for parameter in module[call.args[0]].params]
+        given = zip(names, call.args[1].fields, strict=False)  # outputs stand behind the arguments
+        own = {name for name, argument in given if is_constant(argument) and names.count(name) == 1}
+        name = call.args[0].name_hint
+        constant[name] = constant.get(name, own) & own
     return constant
+
+
+def tir_calls(module: tvm.IRModule) -> Iterator[relax.Call]:
+    """The calls of scheduled functions, in place or not, in all functions of a module."""
+    for caller in module.functions.values():
+        for _, value in bindings_of(caller) if isinstance(caller, relax.Function) else ():
+            if str(operator(value)).startswith("relax.call_tir"):
+                yield value
 
 
 class _Edges:

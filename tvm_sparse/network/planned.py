@@ -9,7 +9,7 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
-from tvm_sparse.network.capture import launches
+from tvm_sparse.network.capture import launches, tir_calls
 from tvm_sparse.network.imported import bindings_of, is_constant, operator, static_shape
 from tvm_sparse.schedules.outputs import stored_channels
 
@@ -61,17 +61,12 @@ class KernelCall:
 def written_parameters(module: tvm.IRModule) -> dict[str, set[int]]:
     """By a function's name, the positions of the parameters that it writes."""
     written: dict[str, set[int]] = {}
-    for caller in module.functions.values():
-        if not isinstance(caller, relax.Function):
-            continue
-        for _, value in bindings_of(caller):
-            if not str(operator(value)).startswith("relax.call_tir"):
-                continue
-            name, given = value.args[0].name_hint, len(value.args[1].fields)
-            outputs = set(range(given, len(module[name].params)))
-            if operator(value) != "relax.call_tir":
-                outputs |= {int(index) for index in value.attrs.inplace_indices if int(index) >= 0}
-            written[name] = written.get(name, set()) | outputs
+    for call in tir_calls(module):
+        name, given = call.args[0].name_hint, len(call.args[1].fields)
+        outputs = set(range(given, len(module[name].params)))
+        if operator(call) != "relax.call_tir":
+            outputs |= {int(index) for index in call.attrs.inplace_indices if int(index) >= 0}
+        written[name] = written.get(name, set()) | outputs
     return written
 
 

@@ -88,13 +88,6 @@ def _kind(constants: Any, weight: NDArray) -> str:
     return "dense" if values.shape[-1] > 1 and values.size >= MOSTLY_ZEROS * nonzeros else "sparse"
 
 
-def overlaps(archs: Sequence[str], n: int) -> bool:
-    """Whether kernels of networks of n images overlap by default; `archs` are those of a CUDA target, else none."""
-    from tvm_sparse.tvm_support.dependent_launch import pays_to_overlap
-
-    return bool(archs) and pays_to_overlap(archs[0], n)
-
-
 def build(files: str, target: Any, archs: Sequence[str]) -> None:
     """Compile FILES.module into the library FILES.so; `archs` are those of a CUDA target, else none.
 
@@ -103,11 +96,11 @@ def build(files: str, target: Any, archs: Sequence[str]) -> None:
     import tvm
 
     from tvm_sparse.tvm_support import check_cuda_modules, cuda_build
-    from tvm_sparse.tvm_support.dependent_launch import constant_names, dependent_launch_pipeline
+    from tvm_sparse.tvm_support.dependent_launch import constant_names, dependent_launch_pipeline, pays_to_overlap
 
     module = pickle.loads(Path(f"{files}.module").read_bytes())
     lowering, function = "default", module["main"]
-    if overlaps(archs, int(function.params[0].shape[0])):
+    if archs and pays_to_overlap(archs[0], int(function.params[0].shape[0])):
         with np.load(f"{files}.npz") as arrays:
             weights = constant_names(function, len(arrays.files))
         lowering = dependent_launch_pipeline(archs, {"main": weights})

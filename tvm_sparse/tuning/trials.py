@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from tvm_sparse.errors import OutputError
-from tvm_sparse.tuning.candidates import overlaps
 from tvm_sparse.tuning.layers import Layer
 from tvm_sparse.tuning.log_files import LogWriter
 from tvm_sparse.tuning.measuring import Timing
@@ -26,6 +25,7 @@ from tvm_sparse.tuning.records import OVERLAP, Record, Rows, Site, density_class
 from tvm_sparse.tuning.search import Proposal
 from tvm_sparse.tuning.selection import best
 from tvm_sparse.tuning.space import Point
+from tvm_sparse.tvm_support.dependent_launch import pays_to_overlap
 
 PACKAGES = ("tvm-sparse", "apache-tvm", "apache-tvm-ffi")
 MESSAGE_CHARACTERS = 300
@@ -227,7 +227,7 @@ class TrialBook:
             raise
 
     def _overlaps(self, layer: Layer) -> bool:
-        return overlaps((self.site.arch,) if self.site.arch.startswith("sm_") else (), layer.workload.n)
+        return pays_to_overlap(self.site.arch, layer.workload.n)
 
     def _record(self, layer: Layer, proposal: Proposal, kind: str, result: Result) -> Record:
         record = Record(

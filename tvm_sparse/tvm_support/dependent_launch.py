@@ -71,8 +71,8 @@ def can_overlap(archs: Sequence[str]) -> bool:
 
 
 def pays_to_overlap(arch: str, batch: int) -> bool:
-    """Whether networks of so many images a call were measured to gain by it on this GPU; eight and more lose."""
-    return sm_number(arch) == sm_number(FIRST_ARCH) and batch == 1
+    """Whether it is the default for networks of so many images a call; `arch` may also be that of a CPU."""
+    return arch.removesuffix("a") == FIRST_ARCH and batch == 1
 
 
 def dependent_launch_pipeline(archs: Sequence[str], weights: Mapping[str, Iterable[str]]) -> str:
@@ -101,7 +101,7 @@ def dependent_launch_pipeline(archs: Sequence[str], weights: Mapping[str, Iterab
 def constant_names(function: Any, arrays: int) -> set[str]:
     """The parameters that nothing writes, of a kernel (x, the arrays of the filter, [bias], [residual], out)."""
     names = [str(parameter.name) for parameter in function.params]
-    return {name for name in names if name == "bias"} | set(names[1 : 1 + arrays])
+    return {*names[1 : 1 + arrays], *({"bias"} & set(names))}
 
 
 def read_after_waiting(source: str) -> str:
@@ -205,7 +205,7 @@ def _wait_before_use(statement: Any, memory: set[Any], waiting: list[Any]) -> An
     """The statement, waiting at the last place that all threads come to before any of them uses this memory."""
     from tvm import tirx
 
-    from tvm_sparse.tvm_support.early_loads import in_sequence
+    from tvm_sparse.tvm_support.statements import in_sequence
 
     if isinstance(statement, tirx.AttrStmt):
         body = _wait_before_use(statement.body, memory, waiting)
@@ -223,7 +223,7 @@ def _between(first: Any, statement: Any, last: Any) -> Any:
     """The statement with another one before and one behind it, which all threads run."""
     from tvm import tirx
 
-    from tvm_sparse.tvm_support.early_loads import in_sequence
+    from tvm_sparse.tvm_support.statements import in_sequence
 
     if isinstance(statement, tirx.AttrStmt):
         body = _between(first, statement.body, last)

@@ -7,7 +7,6 @@ loads across barriers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import tirx
+
+from tvm_sparse.tvm_support.statements import in_sequence
 
 #: Values of a thread that are loaded early. A kernel with more of them has other things to wait for.
 MOST_VALUES = 16
@@ -56,12 +57,6 @@ def load_early(body: Any, constant: set[Any], readable: set[Any], written: set[A
         return EarlyLoads(body)
     body = in_sequence([*map(tirx.AllocBuffer, split.registers), changed])
     return EarlyLoads(body, tuple(split.constants), tuple(split.others))
-
-
-def in_sequence(statements: Sequence[Any]) -> Any:
-    """One statement of some, which may be sequences: TVM takes no sequence in a sequence, and none of one statement."""
-    flat = [part for each in statements for part in (each.seq if isinstance(each, tirx.SeqStmt) else [each])]
-    return tirx.SeqStmt(flat) if len(flat) > 1 else flat[0]
 
 
 class _Split:

@@ -15,7 +15,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-from tvm_sparse.tvm_support.early_loads import in_sequence
+from tvm_sparse.tvm_support.statements import in_sequence
 
 #: Values of a thread in a batch, of which two are on their way at once: registers are short where there are many sums.
 MOST_VALUES = 8
