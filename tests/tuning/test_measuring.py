@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.processes import cpus_of_threads
 from tests.tuning.small_session import small_layers
 from tvm_sparse.targets import make_target
 from tvm_sparse.tuning import candidates, measuring
@@ -59,10 +60,6 @@ def test_the_calling_thread_has_a_cpu_of_its_own() -> None:
     pool = WorkerPool([(measuring.ready_to_run, (place,))])
     try:
         assert pool.submit(os.sched_getaffinity, 0, timeout_s=60).result() == {cpus[0]}
-        assert all(pool.submit(_cpus_of_threads, timeout_s=60).result().count({cpu}) == 1 for cpu in cpus)
+        assert all(pool.submit(cpus_of_threads, timeout_s=60).result().count({cpu}) == 1 for cpu in cpus)
     finally:
         pool.close()
-
-
-def _cpus_of_threads() -> list[set[int]]:
-    return [os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")]

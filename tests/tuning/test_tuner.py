@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.processes import comes_true
 from tests.tuning import sabotage
 from tests.tuning.small_session import small_layers, small_session
 from tvm_sparse.errors import CompileError, InputError, OutputError
@@ -227,8 +228,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
     session.send_signal(signal.SIGINT)
     assert session.wait(30) == -signal.SIGINT  # Python's own end of an interrupted program
     assert {f"{record.layer} {record.point}" for record in read_log(tmp_path / "log").records} >= set(lines(told))
-    for child in children:
-        assert not Path(f"/proc/{child}").exists()
+    assert comes_true(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
 
 
 @pytest.mark.slow
