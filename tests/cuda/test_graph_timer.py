@@ -46,9 +46,9 @@ def test_times_of_captured_calls(runtime: Any) -> None:
         *[f"call:{stream}"] * 3,
         f"end:{stream}",
         "instantiate:7d0000000001,0",
+        "free:7d0000000001",
         *[launch] * (WARM_UPS + 2),
         "free:7c0000000001",
-        "free:7d0000000001",
     ]
 
 

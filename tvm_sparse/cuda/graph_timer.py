@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
-from tvm_sparse.cuda.runtime import CudaRuntime
-
-_RELAXED = 2  # cudaStreamCaptureModeRelaxed: work of other streams does not disturb a capture
+from tvm_sparse.cuda.runtime import CudaRuntime, Graph
 
 #: Launches before the timed ones: the clock of a GPU that has waited takes some milliseconds to rise.
 WARM_UPS = 3
@@ -59,20 +57,11 @@ class GraphTimer:
     @contextmanager
     def captured(self, call: Callable[[int], Any], calls: int) -> Iterator[Callable[[], None]]:
         """A function that launches the graph of `calls` numbered calls; while `current`."""
-        graph, runnable, stream = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p(self.stream)
-        self._cuda("cudaStreamBeginCapture", stream, _RELAXED)
+        graph = Graph(self._cuda, self.stream, lambda: [call(number) for number in range(calls)])
         try:
-            for number in range(calls):
-                call(number)
+            yield lambda: graph.launch(self.stream)
         finally:
-            self._cuda("cudaStreamEndCapture", stream, ctypes.byref(graph))
-        try:
-            self._cuda("cudaGraphInstantiate", ctypes.byref(runnable), graph, ctypes.c_ulonglong(0))
-            yield lambda: self._cuda("cudaGraphLaunch", runnable, stream)
-        finally:
-            if runnable:
-                self._cuda("cudaGraphExecDestroy", runnable)
-            self._cuda("cudaGraphDestroy", graph)
+            graph.destroy()
 
     def between_events(self, calls: list[Callable[[], Any]]) -> list[float]:
         """Microseconds that each of the calls takes on the device, all of them enqueued one behind the other."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 from tvm_sparse.cuda.paths import load_cudart
 
 _NO_TIMES = 2  # cudaEventDisableTiming
+_RELAXED = 2  # cudaStreamCaptureModeRelaxed: work of other streams does not disturb a capture
 
 
 class CudaRuntime:
@@ -43,6 +45,37 @@ class CudaRuntime:
         handle = ctypes.c_void_p()
         self(function, ctypes.byref(handle), *arguments)
         return handle
+
+
+class Graph:
+    """What `work` launches on a stream, captured: one launch from then on.
+
+    Raises
+    ------
+    RuntimeError
+        CUDA refuses something, such as capturing an allocation of memory or CUDA's default stream.
+    """
+
+    def __init__(self, cuda: CudaRuntime, stream: int, work: Callable[[], object]) -> None:
+        self._cuda = cuda
+        captured, handle = ctypes.c_void_p(), ctypes.c_void_p(stream)
+        cuda("cudaStreamBeginCapture", handle, _RELAXED)
+        try:
+            work()
+        finally:
+            cuda("cudaStreamEndCapture", handle, ctypes.byref(captured))
+        try:
+            self._runnable = cuda.made("cudaGraphInstantiate", captured, ctypes.c_ulonglong(0))
+        finally:
+            cuda("cudaGraphDestroy", captured)
+
+    def launch(self, stream: int) -> None:
+        """Run it behind what the stream was given."""
+        self._cuda("cudaGraphLaunch", self._runnable, ctypes.c_void_p(stream))
+
+    def destroy(self) -> None:
+        """Give back what it takes, once it does not run any more."""
+        self._cuda("cudaGraphExecDestroy", self._runnable)
 
 
 class StreamOrder:

@@ -6,19 +6,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tvm_sparse.deploy.bound import BoundCall
     from tvm_sparse.deploy.environment import collect_env
     from tvm_sparse.deploy.library import ExportReport, export_library, make_metadata
+    from tvm_sparse.deploy.loading import load
     from tvm_sparse.deploy.metadata import BatchSizes, Metadata, TensorSpec
     from tvm_sparse.deploy.parallel import DataParallel, serve
     from tvm_sparse.deploy.profiling import KernelTime, Profile, profile
     from tvm_sparse.deploy.rates import DeviceRate, Throughput, throughput
-    from tvm_sparse.deploy.runtime import Network, load
+    from tvm_sparse.deploy.runtime import Network
     from tvm_sparse.deploy.timing import BenchResult, bench
     from tvm_sparse.deploy.trailer import read_metadata
 
 _HOMES = {
     "BatchSizes": "metadata",
     "BenchResult": "timing",
+    "BoundCall": "bound",
     "DataParallel": "parallel",
     "DeviceRate": "rates",
     "ExportReport": "library",
@@ -31,7 +34,7 @@ _HOMES = {
     "bench": "timing",
     "collect_env": "environment",
     "export_library": "library",
-    "load": "runtime",
+    "load": "loading",
     "make_metadata": "library",
     "profile": "profiling",
     "read_metadata": "trailer",
@@ -42,6 +45,7 @@ _HOMES = {
 __all__ = [
     "BatchSizes",
     "BenchResult",
+    "BoundCall",
     "DataParallel",
     "DeviceRate",
     "ExportReport",

@@ -2,7 +2,8 @@
 
 A library's kernels lie in a CUDA graph over memory that belongs to the loaded network. TVM captures it at the first
 call and in CUDA's global mode, in which other threads must not allocate or use the default stream meanwhile. So the
-capture happens while the library is loaded, and no call of this module runs beside it.
+capture happens while the library is loaded, and no call of this module runs beside it. Kernels that read the inputs or
+write the outputs lie outside of that graph; a call whose tensors stay the same gets a graph of its own that holds all.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tvm_sparse.cuda.runtime import CudaRuntime, StreamOrder
+from tvm_sparse.cuda.runtime import CudaRuntime, Graph, StreamOrder
 from tvm_sparse.deploy import tensors
 from tvm_sparse.deploy.metadata import TensorSpec
+from tvm_sparse.deploy.plain_launches import PlainLaunches
 
 _ATTEMPTS = 3
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
@@ -31,28 +33,62 @@ class CudaCalls:
     ----------
     index
         Of the GPU.
-    captured
-        Whether the kernels lie in a CUDA graph. Without one, a call's memory comes from a pool that all networks share.
+    plain
+        Switches off the CUDA graph that the kernels lie in. None if they lie in none: a call's memory then comes from a
+        pool that all networks share.
     """
 
-    def __init__(self, tvm_ffi: Any, index: int, captured: bool) -> None:
+    def __init__(self, tvm_ffi: Any, index: int, plain: PlainLaunches | None) -> None:
         self._cuda = CudaRuntime()
         self._tvm_ffi, self._index = tvm_ffi, index
         self._device = tvm_ffi.device("cuda", index)
-        self._captured = captured
+        self._plain = plain
         count = ctypes.c_int()
         self._cuda("cudaGetDeviceCount", ctypes.byref(count))
         self._several = count.value > 1
         with _enqueue, self._on_device():
-            self._order = StreamOrder(self._cuda) if captured else self._shared_order()
+            self._order = StreamOrder(self._cuda) if plain else self._shared_order()
 
     def __call__(self, function: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Launch `function` on TVM's current stream; this returns before the work is done."""
+        """Launch `function` on TVM's current stream; this returns before the work is done.
+
+        Where the stream is captured, so are the kernels, and who launches that graph sees to the order of calls.
+        """
         with _enqueue, self._on_device():
             stream = self.stream()
+            if self._plain and stream and self._is_captured(stream):
+                with self._plain():
+                    function(*inputs, *outputs)
+                return
             self._order.begin(stream)
             function(*inputs, *outputs)
             self._order.end(stream)
+
+    def graph(self, function: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> Graph:
+        """A call on these very tensors as one graph, for `launch`; `capture` was there before.
+
+        Raises
+        ------
+        RuntimeError
+            CUDA refuses it.
+        """
+        assert self._plain
+        with _enqueue, self.own_stream(), self._on_device(), self._plain():
+            return Graph(self._cuda, self.stream(), lambda: function(*inputs, *outputs))
+
+    def launch(self, graph: Graph) -> None:
+        """Launch what `graph` made on TVM's current stream; this returns before the work is done."""
+        with _enqueue, self._on_device():
+            stream = self.stream()
+            self._order.begin(stream)
+            graph.launch(stream)
+            self._order.end(stream)
+
+    def free(self, graph: Graph) -> None:
+        """Give back what a graph takes, once the GPU is done; what fails here has failed before."""
+        with contextlib.suppress(RuntimeError), self._on_device():
+            self._cuda("cudaDeviceSynchronize")
+            graph.destroy()
 
     def capture(
         self, function: Callable[..., Any], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
@@ -64,7 +100,7 @@ class CudaCalls:
         RuntimeError
             CUDA refuses it, each time.
         """
-        if not self._captured:
+        if not self._plain:
             return
         arguments = [tensors.zeros(self._tvm_ffi, spec, "cuda", self._index) for spec in (*inputs, *outputs)]
         with _enqueue, self._on_device():
@@ -98,9 +134,7 @@ class CudaCalls:
 
     def capturing(self) -> bool:
         """Whether TVM's current stream is captured."""
-        status = ctypes.c_int()
-        self._cuda("cudaStreamIsCapturing", ctypes.c_void_p(self.stream()), ctypes.byref(status))
-        return status.value != 0
+        return self._is_captured(self.stream())
 
     def synchronize(self) -> None:
         """Wait for what was launched on TVM's current stream."""
@@ -111,6 +145,11 @@ class CudaCalls:
         """Wait for everything on the GPU, so that memory can be given back; what fails here has failed before."""
         with contextlib.suppress(RuntimeError), self._on_device():
             self._cuda("cudaDeviceSynchronize")
+
+    def _is_captured(self, stream: int) -> bool:
+        status = ctypes.c_int()
+        self._cuda("cudaStreamIsCapturing", ctypes.c_void_p(stream), ctypes.byref(status))
+        return status.value != 0
 
     def _shared_order(self) -> StreamOrder:
         if self._index not in _pool_orders:

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from tvm_sparse.cuda.paths import CUDART_SONAME, load_cudart
+from tvm_sparse.deploy.tensors import DEVICE_TYPES
 from tvm_sparse.errors import LibraryError
 
 RUNTIME_DIR_VARIABLE = "TVM_SPARSE_RUNTIME_DIR"
 _RUNTIME = "libtvm_runtime.so"
+_POOLED_ALLOCATOR = 2
 _versions_seen: dict[str, list[tuple[int, int]]] = {}  # device and inode of each file that stood at a path
 
 
@@ -78,6 +80,14 @@ def load_module(tvm_ffi: Any, library: Path) -> Any:
     except Exception as error:  # tvm_ffi raises its own kinds; whatever it is, the file cannot be used
         raise LibraryError(f"{library}: cannot be loaded: {' '.join(str(error).split())}") from error
     return module
+
+
+def start_machine(tvm_ffi: Any, library: Path, kind: str, index: int) -> Any:
+    """A virtual machine of a library's own on a device ("cpu" or "cuda", its index), with its constants there."""
+    machine = load_module(tvm_ffi, library)["vm_load_executable"]()
+    where = [DEVICE_TYPES[kind], index, _POOLED_ALLOCATOR]
+    machine["vm_initialization"](*where, *([DEVICE_TYPES["cpu"], 0, _POOLED_ALLOCATOR] if kind == "cuda" else []))
+    return machine
 
 
 def _is_registered(tvm_ffi: Any, name: str) -> bool:

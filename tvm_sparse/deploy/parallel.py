@@ -20,9 +20,10 @@ from tvm_sparse.cuda.archs import runs_on
 from tvm_sparse.cuda.paths import device_capabilities
 from tvm_sparse.deploy import tensors
 from tvm_sparse.deploy.batching import specs_for, split
+from tvm_sparse.deploy.loading import load
 from tvm_sparse.deploy.machine import default_threads, usable_cpus
 from tvm_sparse.deploy.metadata import Metadata, TensorSpec
-from tvm_sparse.deploy.runtime import Network, load
+from tvm_sparse.deploy.runtime import Network
 from tvm_sparse.deploy.trailer import read_metadata
 from tvm_sparse.errors import InputError
 

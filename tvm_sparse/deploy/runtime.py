@@ -1,11 +1,11 @@
-"""Load a library and run it, with TVM's runtime only: neither the compiler nor TVM's Python package is imported."""
+"""A loaded library and its calls, with TVM's runtime only: neither the compiler nor TVM's package is imported."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +13,18 @@ from numpy.typing import NDArray
 
 from tvm_sparse.deploy import tensors
 from tvm_sparse.deploy.batching import Batching, bucket_for, outputs_for, specs_for
+from tvm_sparse.deploy.bound import BoundCall, check_bindable
 from tvm_sparse.deploy.cuda_calls import CudaCalls
 from tvm_sparse.deploy.host_calls import HostCalls
 from tvm_sparse.deploy.metadata import Metadata, TensorSpec
-from tvm_sparse.deploy.native import load_module, load_runtime
-from tvm_sparse.deploy.requirements import check_machine, place_for
+from tvm_sparse.deploy.native import start_machine
 from tvm_sparse.deploy.threads import ThreadPool
-from tvm_sparse.deploy.torch_calls import TorchCalls
-from tvm_sparse.deploy.trailer import read_metadata
-from tvm_sparse.errors import LibraryError
-
-_POOLED_ALLOCATOR = 2
-_CPU = 1
-
-
-def load(path: str | Path, *, device: str | None = None, threads: int | None = None) -> Network:
-    """Load a library; loading runs its code, so load only what you trust.
-
-    Parameters
-    ----------
-    path
-        A file that `export` wrote.
-    device
-        "cpu", "cuda" or "cuda:1"; by default the first device of the kind the library is for.
-    threads
-        CPU threads to use; by default the usable cores, or TVM_NUM_THREADS.
-
-    Raises
-    ------
-    LibraryError
-        The file is missing or damaged, or this machine lacks what it needs: CPU features, a GPU of its arch, a driver.
-    InputError
-        `device` or `threads` is not possible.
-    """
-    path = Path(path).absolute()
-    metadata = read_metadata(path)
-    kind, index = place_for(device, metadata)
-    check_machine(path, metadata, index)
-    tvm_ffi = load_runtime(path, cuda=kind == "cuda")
-    pool = ThreadPool(tvm_ffi, threads) if kind == "cpu" else None
-    machine = _start(tvm_ffi, path, kind, index)
-    network = Network(path, metadata, tvm_ffi, machine, (kind, index), pool)
-    network.prepare()
-    return network
+from tvm_sparse.deploy.torch_calls import TorchCalls, first_on_gpu, from_cpu
+from tvm_sparse.errors import InputError, LibraryError
 
 
 class Network:
-    """A loaded library: call it like a function. Calls from several threads run one after the other.
+    """A loaded library, which `load` makes: call it like a function. Calls from several threads run one by one.
 
     Attributes
     ----------
@@ -76,6 +41,7 @@ class Network:
         machine: Any,
         device: tuple[str, int],
         pool: ThreadPool | None,
+        gpu: CudaCalls | None,
     ) -> None:
         self.path = path
         self.metadata = metadata
@@ -92,7 +58,7 @@ class Network:
         self._outputs = {bucket: outputs_for(metadata, bucket) for bucket in self._names}
         self._place = device
         self._pool = pool
-        self._gpu = CudaCalls(tvm_ffi, device[1], metadata.cuda_graph) if device[0] == "cuda" else None
+        self._gpu = gpu
         self._torch: TorchCalls | None = None  # made by the first call that needs it
         self._host = HostCalls(tvm_ffi, metadata, device, self._batching) if self._gpu else None
         self._lock = threading.Lock()
@@ -166,11 +132,50 @@ class Network:
         framework = "torch" if fit else tensors.framework(values)
         if self._host and framework == "numpy":
             converted: Sequence[Any] = self._host(values, self.invoke, self.synchronize)
-        elif fit or (framework == "torch" and self._gpu and _first_on_gpu(values)):
+        elif fit or (framework == "torch" and self._gpu and first_on_gpu(values)):
             converted = self._call_in_torch(values, fit)
         else:
             converted = [self._convert(result, values, framework) for result in self._run(values)]
         return converted[0] if len(converted) == 1 else tuple(converted)
+
+    def bind(self, *inputs: Any, **named: Any) -> BoundCall:
+        """Fix the tensors of a call on a GPU: all its kernels become one CUDA graph, launched faster than a call is.
+
+        Parameters
+        ----------
+        *inputs, **named
+            Tensors with a DLPack interface that a call reads where they lie: on the network's GPU, contiguous from a
+            multiple of 64 bytes on, of a batch compiled for.
+
+        Returns
+        -------
+        BoundCall
+            Call it without arguments. Its outputs are torch tensors if an input is one, else DLPack tensors.
+
+        Raises
+        ------
+        InputError
+            As for a call; or an input would be copied, or the network runs on the CPU.
+        LibraryError
+            It was compiled without a CUDA graph, or CUDA refuses to capture it.
+        """
+        if self._gpu is None:
+            raise InputError(f"{self.path} runs on the CPU, where calls have no launches to save: call it as it is")
+        if not self.metadata.cuda_graph:
+            raise LibraryError(f"{self.path} was compiled with --no-cuda-graph and cannot be bound: compile it without")
+        values = tensors.in_order(self.inputs, inputs, named)
+        given = self.to_device(values)
+        check_bindable(self._tvm_ffi, self, values, given)
+        function = self._functions[self._bucket(given)]
+        stream: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+        made = written = self.new_outputs(given)
+        if tensors.framework(values) == "torch":
+            calls = self._torch_calls()
+            made, stream = calls.new(self._outputs[self._bucket(given)]), calls.stream
+            written = calls.shared(made)
+        with self._capturing("call it as it is"):
+            graph = self._gpu.graph(function, given, written)
+        return BoundCall(self, self._gpu, graph, values, made, stream)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Run the network once, inputs and outputs by name; the outputs are numpy arrays.
@@ -236,19 +241,15 @@ class Network:
         if self._gpu is None:
             return
         for bucket, function in self._functions.items():
-            try:
+            with self._capturing("compile it with --no-cuda-graph"):
                 self._gpu.capture(function, specs_for(self.metadata, bucket), self._outputs[bucket])
-            except RuntimeError as error:
-                reason = " ".join(str(error).split())
-                hint = "compile it with --no-cuda-graph"
-                raise LibraryError(f"{self.path}: its kernels cannot be captured: {reason}: {hint}") from error
 
     def run_instrumented(self, inputs: Sequence[Any], instrument: Callable[..., int], runs: int = 1) -> None:
         """Run in a machine that was not prepared, as TVM calls `instrument` before and after each function.
 
         It gets the function, its name, whether this is before the call, the result and the arguments, and returns 0.
         """
-        machine = _start(self._tvm_ffi, self.path, *self._place)
+        machine = start_machine(self._tvm_ffi, self.path, *self._place)
         machine["set_instrument"](instrument)
         function = machine[self._names[self._bucket(inputs)]]
         for _ in range(runs):
@@ -283,13 +284,25 @@ class Network:
 
     def _call_in_torch(self, values: Sequence[Any], fit: bool) -> list[Any]:
         """On torch's stream and into its memory; `fit` says that the inputs need no look."""
+        calls = self._torch_calls()
+        with calls.stream():
+            inputs = calls.shared(values) if fit else self.to_device(values)
+            made = calls.new(self._outputs[self._bucket(inputs)])
+            self.invoke(inputs, calls.shared(made))
+        return [tensor[: self._batching.batch_of(values)] for tensor in made] if self._batching else made
+
+    def _torch_calls(self) -> TorchCalls:
         if self._torch is None:
             self._torch = TorchCalls(self._tvm_ffi, self._place[1], () if self._batching else self.inputs)
-        with self._torch.stream():
-            inputs = self._torch.shared(values) if fit else self.to_device(values)
-            made = self._torch.new(self._outputs[self._bucket(inputs)])
-            self.invoke(inputs, self._torch.shared(made))
-        return [tensor[: self._batching.batch_of(values)] for tensor in made] if self._batching else made
+        return self._torch
+
+    @contextlib.contextmanager
+    def _capturing(self, hint: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise LibraryError(f"{self.path}: its kernels cannot be captured: {reason}: {hint}") from error
 
     def _to_numpy(self, result: Any) -> NDArray[Any]:
         self.synchronize()
@@ -300,24 +313,8 @@ class Network:
             return self._to_numpy(result)
         if framework == "dlpack":
             return result
-        import torch
-
         if self._gpu:
+            import torch
+
             return torch.from_numpy(self._to_numpy(result))
-        tensor = torch.from_dlpack(result)
-        inputs = [value for value in values if isinstance(value, torch.Tensor)]
-        # A network may hand on an input as it came; its caller would then write into both.
-        return tensor.clone() if any(value.data_ptr() == tensor.data_ptr() for value in inputs) else tensor
-
-
-def _first_on_gpu(values: Sequence[Any]) -> bool:
-    """Whether the first torch tensor among the inputs, which decides for the outputs, lies on a GPU."""
-    return bool(next(value.is_cuda for value in values if type(value).__module__.split(".")[0] == "torch"))
-
-
-def _start(tvm_ffi: Any, path: Path, kind: str, index: int) -> Any:
-    """A virtual machine of a library's own, with its constants on the device."""
-    machine = load_module(tvm_ffi, path)["vm_load_executable"]()
-    where = [tensors.DEVICE_TYPES[kind], index, _POOLED_ALLOCATOR]
-    machine["vm_initialization"](*where, *([_CPU, 0, _POOLED_ALLOCATOR] if kind == "cuda" else []))
-    return machine
+        return from_cpu(result, values)

@@ -1,4 +1,4 @@
-"""Calls with torch tensors that lie on the network's GPU: on torch's stream, outputs in its memory, no copies."""
+"""Calls with torch tensors; those on the network's GPU run on torch's stream, outputs in its memory, without copies."""
 
 from __future__ import annotations
 
@@ -59,3 +59,20 @@ class TorchCalls:
         """Torch tensors, in memory that knows torch's streams."""
         torch = self._torch
         return [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device=self._place) for spec in specs]
+
+
+def first_on_gpu(values: Sequence[Any]) -> bool:
+    """Whether the first torch tensor among the inputs, which decides for the outputs, lies on a GPU."""
+    return bool(next(value.is_cuda for value in values if type(value).__module__.split(".")[0] == "torch"))
+
+
+def from_cpu(result: Any, values: Sequence[Any]) -> Any:
+    """A CPU network's result as a torch tensor; `values` are the inputs.
+
+    A network may hand on an input as it came; its caller would then write into both.
+    """
+    import torch
+
+    tensor = torch.from_dlpack(result)
+    inputs = [value for value in values if isinstance(value, torch.Tensor)]
+    return tensor.clone() if any(value.data_ptr() == tensor.data_ptr() for value in inputs) else tensor
