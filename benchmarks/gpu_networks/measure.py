@@ -6,6 +6,7 @@ import gc
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def measure_case(case: Case, library: Path, conditions: Conditions, tell: Callab
             network, model, compiling=conditions.compiling, rounds=conditions.rounds, seed=conditions.seed, tell=tell
         )
     )
-    record |= {name: _rounded(found[name]) for name in ("rounds", "reference", "relative_error", "ours", "peers")}
+    record |= {
+        name: _rounded(found[name]) for name in ("rounds", "reference", "relative_error", "ours", "unbound", "peers")
+    }
     if case.batch <= LARGEST_REFERENCE:
         record["onnxruntime_error"] = _rounded(onnxruntime_error(network, model, conditions))
     record["profile"] = _rounded(kept(asdict(profile(network, seed=conditions.seed))))
@@ -79,13 +82,18 @@ def onnxruntime_error(network: Any, model: Any, conditions: Conditions) -> float
 
 
 def leak(network: Any, calls: int) -> Record:
-    """Bytes by which a loop of calls makes the process and the device grow, after calls that fill the pools."""
+    """Bytes by which a loop of calls makes the process and the device grow, after calls that fill the pools.
+
+    Every second one is bound, on a GPU.
+    """
     arguments = network.to_device(list(network.random_inputs().values()))
-    results = network.new_outputs(arguments)
+    ways: list[Callable[[], Any]] = [partial(network.invoke, arguments, network.new_outputs(arguments))]
+    if network.device != "cpu":
+        ways.append(network.bind(*arguments))
 
     def run(count: int) -> tuple[int, int]:
-        for _ in range(count):
-            network.invoke(arguments, results)
+        for number in range(count):
+            ways[number % len(ways)]()
         network.synchronize()
         return _resident_bytes(), _device_bytes(network.device)
 

@@ -39,8 +39,9 @@ def goals(report: Report) -> str:
 
 
 def networks(report: Report) -> str:
-    """Every case beside torch's best eager form in each precision."""
+    """Every case beside torch's best eager form in each precision; unbound calls where some were measured."""
     rows = []
+    unbound = ["unbound"] * any(case.record.get("unbound") for case in report.measured())
     for case in report.measured():
         ours = case.record["ours"]
         rows.append(
@@ -49,12 +50,13 @@ def networks(report: Report) -> str:
                 f"{microseconds(case.us)} ({ours['p10_us']:.4g}–{ours['p90_us']:.4g})",
                 microseconds(ours["latency_us"]),
                 microseconds(ours["host_us"]),
+                *(_unbound(case) for _ in unbound),
                 *(_time(case, precision) for precision in PRECISIONS),
                 *(times(case.ratio(precision)) for precision in PRECISIONS),
                 f"{case.error:.0e}",
             ]
         )
-    return table([*_HEAD, "ours", "latency", "host", *_CUDNN, *_OVER, "error"], rows)
+    return table([*_HEAD, "ours", "latency", "host", *unbound, *_CUDNN, *_OVER, "error"], rows)
 
 
 def compiled(report: Report) -> str:
@@ -150,6 +152,11 @@ def _form(peer: dict[str, str]) -> Sequence[str]:
 def _time(case: Measured, precision: str) -> str:
     best = case.best(precision)
     return "" if best is None else microseconds(best["time"]["median_us"])
+
+
+def _unbound(case: Measured) -> str:
+    found = case.record.get("unbound")
+    return "" if not found else f"{microseconds(found['median_us'])}, host {microseconds(found['host_us'])}"
 
 
 def _where(report: Report) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 import tvm_sparse
 from tvm_sparse.cli import main
+from tvm_sparse.cli.bench import _rows
+from tvm_sparse.peers.comparison import CallTime, Comparison
 
 DIGITS = Path(__file__).resolve().parents[2] / "examples" / "digits" / "digits_pruned95.onnx"
 
@@ -41,6 +44,16 @@ def test_json_holds_both(library, capsys):
     assert value["median_us"] > 0 and comparison["ours"]["median_us"] > 0
     assert [peer["layout"] for peer in comparison["peers"]] == ["NCHW", "channels_last"]
     assert comparison["relative_error"] < 1e-5
+
+
+def test_a_gpus_calls_are_bound_and_unbound():
+    time = CallTime(10.0, 9.0, 11.0, 12.0, 3.0)
+    found = Comparison("net", "cuda:0", None, 2, "torch", time, dataclasses.replace(time, median_us=20.0), 1e-7, (), {})
+    rows = [{name: row[name] for name in ("", "how", "µs a call", "error")} for row in _rows(found)]
+    assert rows == [
+        {"": "tvm-sparse", "how": "bound", "µs a call": 10.0, "error": 1e-7},
+        {"": "tvm-sparse", "how": "", "µs a call": 20.0, "error": "–"},
+    ]
 
 
 @pytest.mark.parametrize(

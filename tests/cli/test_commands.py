@@ -336,7 +336,7 @@ def test_bench(calls: Calls, model: Path, capsys: pytest.CaptureFixture[str]) ->
     options = ["--threads", "2", "--repeats", "5", "--warmup", "1", "--batch", "7", "--json", str(report)]
     assert main(["bench", "net.so", *options]) == 0
     assert calls.seen[0] == ("load", (Path("net.so"),), {"threads": 2})
-    assert calls.seen[1] == ("bench", ("network",), {"repeats": 5, "warmup": 1, "seed": 0, "batch": 7})
+    assert calls.seen[1] == ("bench", ("network",), {"repeats": 5, "warmup": 1, "seed": 0, "batch": 7, "bound": False})
     assert "median us: 12.5" in capsys.readouterr().out
     assert json.loads(report.read_text()) == {"median_us": 12.5, "p95_us": 20.0}
 
@@ -372,6 +372,14 @@ def test_bench_profile(calls: Calls, model: Path, capsys: pytest.CaptureFixture[
     assert second.split() == ["max", "pool2d", "37.5", "75.0%", "–"]
     assert rest == ["model: net", "device: cuda:0", "kernels, µs: 50", "call, µs: 60"]
     assert json.loads(report.read_text())["kernels"][0]["bound_share"] == 0.5
+
+
+def test_bench_of_bound_calls(calls: Calls) -> None:
+    calls.answers |= {"load": lambda *_, **__: "network", "bench": Result()}
+    assert main(["bench", "net.so", "--bound"]) == 0
+    assert calls.seen[1][2]["bound"] is True
+    for other in (["--profile"], ["--devices", "all"]):
+        assert main(["bench", "net.so", "--bound", *other]) == 2
 
 
 @pytest.mark.parametrize("other", [["--devices", "all"], ["--compare", "torch", "--model", "net.onnx"]])

@@ -13,7 +13,7 @@ import tvm_ffi
 
 from tests.deploy.graph_builtins import SHAPE, expected, export_captured, graph_builtins
 from tests.test_tvm_support import needs_cuda
-from tvm_sparse.deploy import BoundCall, Network, load, read_metadata
+from tvm_sparse.deploy import BoundCall, Network, bench, load, read_metadata
 from tvm_sparse.deploy.native import load_runtime, start_machine
 from tvm_sparse.deploy.plain_launches import PlainLaunches
 from tvm_sparse.errors import InputError, LibraryError
@@ -103,6 +103,12 @@ def test_by_name_with_torch(network: Network, monkeypatch: pytest.MonkeyPatch) -
         y = bound()
         assert isinstance(y, torch.Tensor)
         np.testing.assert_allclose(y.numpy(), expected(values(seed)), rtol=1e-5)
+
+
+def test_bench_times_it(network: Network, launched: list[int]) -> None:
+    result = bench(network, bound=True, warmup=1, repeats=3)
+    assert result.bound and result.count == 3 and launched == []
+    assert not bench(network, warmup=0, repeats=2).bound and launched == [0, 0]
 
 
 def test_two_bindings_do_not_share_outputs(network: Network) -> None:

@@ -45,7 +45,7 @@ def test_json_holds_everything(network):
     assert values["count"] == 2 and values["environment"]["packages"]["apache-tvm"] == "0.27.0.post1"
 
 
-@pytest.mark.parametrize("arguments", [{"repeats": 0}, {"warmup": -1}, {"inputs": {"nothing": 1}}])
+@pytest.mark.parametrize("arguments", [{"repeats": 0}, {"warmup": -1}, {"inputs": {"nothing": 1}}, {"bound": True}])
 def test_wrong_arguments_are_refused(network, arguments):
     with pytest.raises(InputError):
         bench(network, **arguments)

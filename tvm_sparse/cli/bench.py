@@ -19,6 +19,9 @@ def command(
     warmup: Annotated[int, typer.Option(min=0, help="Calls before the timed ones.")] = 10,
     threads: Threads = None,
     batch: OneBatch = None,
+    bound: Annotated[
+        bool, typer.Option("--bound", help="On a GPU, calls on tensors that stay the same: one CUDA graph.")
+    ] = False,
     profile: Annotated[bool, typer.Option("--profile", help="The time of each kernel instead.")] = False,
     devices: Annotated[
         str | None,
@@ -60,6 +63,8 @@ def command(
         raise typer.BadParameter("--compare and --model go together", param_hint="--compare")
     if compare is not None and compare not in _PEERS:
         raise typer.BadParameter(f"{compare!r}: choose one of {', '.join(_PEERS)}", param_hint="--compare")
+    if bound and (profile or devices is not None):
+        raise typer.BadParameter("does not go together with --profile and --devices", param_hint="--bound")
     if profile:
         if compare is not None or devices is not None:
             raise typer.BadParameter("does not go together with --compare and --devices", param_hint="--profile")
@@ -74,7 +79,7 @@ def command(
     from tvm_sparse.cli.output import progress, show_report, show_table, write_json
 
     network = tvm_sparse.load(library, threads=threads)
-    result = tvm_sparse.bench(network, repeats=repeats, warmup=warmup, seed=seed, batch=batch)
+    result = tvm_sparse.bench(network, repeats=repeats, warmup=warmup, seed=seed, batch=batch, bound=bound)
     comparison = None
     if compare is not None:
         from tvm_sparse import peers
@@ -158,6 +163,8 @@ def _fields(record: Any) -> dict[str, Any]:
 def _rows(comparison: Any) -> list[dict[str, Any]]:
     """The library and its peers, one a row; what a row lacks is a dash."""
     ours = [("tvm-sparse", "", "", "", comparison.ours, None, comparison.relative_error, "")]
+    if comparison.unbound is not None:
+        ours = [(*ours[0][:3], "bound", *ours[0][4:]), ("tvm-sparse", "", "", "", comparison.unbound, None, None, "")]
     theirs = [tuple(_fields(peer).values()) for peer in comparison.peers]
     return [
         {

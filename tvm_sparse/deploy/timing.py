@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm_sparse.deploy import tensors
@@ -20,12 +21,13 @@ from tvm_sparse.errors import InputError
 class BenchResult:
     """Times of single calls, in microseconds, inputs already on the device; and what they were measured on.
 
-    `batch` is the one asked for, None where none was.
+    `batch` is the one asked for, None where none was; `bound` says whether calls were those of `Network.bind`.
     """
 
     model: str
     device: str
     batch: int | None
+    bound: bool
     median_us: float
     p95_us: float
     min_us: float
@@ -44,6 +46,7 @@ def bench(
     *,
     inputs: Mapping[str, Any] | None = None,
     batch: int | None = None,
+    bound: bool = False,
     seed: int = 0,
     warmup: int = 10,
     repeats: int = 100,
@@ -58,6 +61,8 @@ def bench(
     batch
         Of the random inputs, for a library that serves several; by default the largest. One between two sizes compiled
         for takes as long as the larger.
+    bound
+        Whether to time a bound call, on a GPU; see `Network.bind`.
     seed
         Of the random inputs.
     warmup
@@ -68,7 +73,9 @@ def bench(
     Raises
     ------
     InputError
-        The inputs do not fit, the batch is not served, or a count is out of range.
+        The inputs do not fit, the batch is not served, a count is out of range, or a CPU's calls shall be bound.
+    LibraryError
+        A library without a CUDA graph shall be bound.
     """
     if repeats < 1 or warmup < 0:
         raise InputError(f"bench needs repeats >= 1 and warmup >= 0, not {repeats} and {warmup}")
@@ -76,15 +83,15 @@ def bench(
         raise InputError("bench takes inputs, or the batch of random ones, not both")
     arrays = network.random_inputs(seed, batch) if inputs is None else inputs
     arguments = network.to_device(tensors.in_order(network.inputs, (), arrays))
-    results = network.new_outputs(arguments)
+    call = network.bind(*arguments) if bound else partial(network.invoke, arguments, network.new_outputs(arguments))
     for _ in range(warmup):
-        network.invoke(arguments, results)
+        call()
     network.synchronize()
     times_us: list[float] = []
     end = time.perf_counter() + min_time_s
     while len(times_us) < repeats or time.perf_counter() < end:
         start_ns = time.perf_counter_ns()
-        network.invoke(arguments, results)
+        call()
         network.synchronize()
         times_us.append((time.perf_counter_ns() - start_ns) / 1000)
     times_us.sort()
@@ -92,6 +99,7 @@ def bench(
         model=network.metadata.model,
         device=network.device,
         batch=batch,
+        bound=bound,
         median_us=statistics.median(times_us),
         p95_us=times_us[max(0, -(-95 * len(times_us) // 100) - 1)],
         min_us=times_us[0],

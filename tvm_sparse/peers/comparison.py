@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tvm_sparse.deploy.batching import specs_for
+from tvm_sparse.deploy.bound import BoundCall
 from tvm_sparse.deploy.environment import collect_env
 from tvm_sparse.deploy.runtime import Network
 from tvm_sparse.errors import InputError
@@ -28,7 +29,7 @@ from tvm_sparse.peers.source import dense_model
 
 PEERS = (TORCH, ONNXRUNTIME)
 ROUNDS = 11
-_OURS = "ours"
+_OURS, _UNBOUND = "ours", "unbound"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,11 @@ class PeerTime:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A compiled network and its peers; `relative_error` is ours against `reference`."""
+    """A compiled network and its peers; `relative_error` is ours against `reference`.
+
+    On a GPU torch's graphs read and write the same tensors each time, and so does `ours` (`Network.bind`). `unbound` is
+    a call whose tensors may be others each time; None on a CPU, and where kernels lie in no CUDA graph.
+    """
 
     model: str
     device: str
@@ -77,6 +82,7 @@ class Comparison:
     rounds: int
     reference: str
     ours: CallTime
+    unbound: CallTime | None
     relative_error: float
     peers: tuple[PeerTime, ...]
     environment: dict[str, Any] = field(default_factory=collect_env)
@@ -136,10 +142,12 @@ def compare(
         arguments = network.to_device([inputs[spec.name] for spec in network.inputs])
         results = network.new_outputs(arguments)
         # On a CPU arrays go in and come out, as they do in onnxruntime.
-        ours: Call = (lambda: network.invoke(arguments, results)) if on_gpu else (lambda: network(**inputs))
+        call: Call = (lambda: network.invoke(arguments, results)) if on_gpu else (lambda: network(**inputs))
+        bound = network.bind(*arguments) if on_gpu and network.metadata.cuda_graph else None
+        ours: dict[str, Call] = {_OURS: call} if bound is None else {_OURS: bound, _UNBOUND: call}
         running = {str(index): c.call for index, c in enumerate(lineup.candidates) if c.call is not None}
-        tell(f"{rounds} rounds of {1 + len(running)} candidates")
-        timings = interleave({name: sampler(call) for name, call in {_OURS: ours, **running}.items()}, rounds)
+        tell(f"{rounds} rounds of {len(ours) + len(running)} candidates")
+        timings = interleave({name: sampler(call) for name, call in {**ours, **running}.items()}, rounds)
         wait = _waiter(on_gpu)
         return Comparison(
             model=network.metadata.model,
@@ -147,13 +155,30 @@ def compare(
             threads=network.threads,
             rounds=rounds,
             reference=lineup.reference,
-            ours=_call_time(ours, timings[_OURS], wait),
-            relative_error=_error(list(network.run(inputs).values()), lineup.expected),
+            ours=_call_time(ours[_OURS], timings[_OURS], wait),
+            unbound=_call_time(call, timings[_UNBOUND], wait) if bound else None,
+            relative_error=max(
+                _error(outputs, lineup.expected)
+                for outputs in (list(network.run(inputs).values()), *([_bound_outputs(bound)] if bound else []))
+            ),
             peers=tuple(
                 _row(candidate, timings.get(str(index)), timings[_OURS], wait, lineup)
                 for index, candidate in enumerate(lineup.candidates)
             ),
         )
+
+
+def _bound_outputs(bound: BoundCall) -> list[Array]:
+    """What a bound call writes."""
+    import torch
+
+    outputs: list[Any] = [torch.from_dlpack(tensor) for tensor in bound.outputs]
+    for output in outputs:
+        output.fill_(float("nan") if output.is_floating_point() else 1)
+    torch.cuda.synchronize()
+    bound()
+    torch.cuda.synchronize()
+    return [output.cpu().numpy() for output in outputs]
 
 
 def _waiter(on_gpu: bool) -> Callable[[], None]:

@@ -119,6 +119,7 @@ def test_the_blocks(report):
         "| ResNet-50 | 1 | 90% | random | float32 | 308 us (308–308) | 328 us | 12.0 us | 2000 us |  | 500 us "
         "| 6.50x |  | 1.60x | 2e-07 |"
     ]
+    assert "unbound" not in text["all"]
     assert "| MobileNetV1 | 1 | 90% | published |" in text["all"]
     assert "1500 us (1499–1501) | 4.90x" in text["forms"] and "TimeoutError: too / long" in text["forms"]
     assert "| 10,000 | 0 bytes | 1.0 MiB | 1 |" in text["endurance"]
@@ -133,6 +134,15 @@ def test_the_blocks(report):
     assert text["short"].count("| ResNet-50 |") == 1 and "commit c0ffee" in text["short"]
     assert text["troubles"].startswith("- vgg16 128") and text["troubles"].endswith("compile: no")
     assert "**reached**" in text["goals"] and "missed" in text["goals"]
+
+
+def test_unbound_calls_have_a_column_where_some_were_measured(report):
+    one, other, *_ = report.measured()
+    one.record["unbound"] = {**one.record["ours"], "median_us": 321.0}
+    head, _, first, second, *_ = tables.networks(report).splitlines()
+    at = head.split("|").index(" unbound ")
+    cells = {row.split("|")[1].strip(): row.split("|")[at].strip() for row in (first, second)}
+    assert sorted(cells.values()) == ["", "321 us, host 12.0 us"], (one, other)
 
 
 def test_without_a_record_nothing_is_claimed(tmp_path):
