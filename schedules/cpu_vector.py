@@ -22,8 +22,8 @@ from tvm.target import Target
 from tvm_sparse.compute.direct_conv import DirectConv
 from tvm_sparse.compute.vector_tiling import VectorTiling
 from tvm_sparse.schedules.base import Knobs, Template, closest_divisor
-from tvm_sparse.schedules.cpu_target import cores_of, lanes_of
-from tvm_sparse.schedules.masked_copies import mask_copies
+from tvm_sparse.schedules.cpu_target import cores_of, lanes_of, vector_bits
+from tvm_sparse.schedules.masked_copies import MASKED_BITS, mask_copies
 from tvm_sparse.schedules.primitives import bind_row_length, declare_whole_read, mark_row_length
 from tvm_sparse.schedules.rules.cpu_math import vectorizable_math
 from tvm_sparse.workload import ConvWorkload
@@ -128,7 +128,8 @@ class CpuVector(Template):
             t, lane = sch.split(sum_f, [None, width])
             _keep_in_registers(sch, [sum_v, t, lane])
             _keep_in_registers(sch, sch.get_loops(sch.decompose_reduction(total, chunk))[-5:])
-        return vectorizable_math(mask_copies(bind_row_length(sch.mod["main"]), width))
+        func = bind_row_length(sch.mod["main"])
+        return vectorizable_math(mask_copies(func, width) if vector_bits(target) >= MASKED_BITS else func)
 
 
 def _layout(workload: ConvWorkload, rows: int, cols: int, width: int) -> str:

@@ -1,7 +1,8 @@
 """Copies of an input's tile on a CPU: a vector at a time, its lanes beyond the input's edge masked.
 
 Of `tile[..] = if_then_else(inside, x[..], 0)` in a loop over neighbours LLVM makes a test and a branch for each, since
-nothing says that x may be read where it is not inside. A masked load reads the lanes that are, in one instruction.
+nothing says that x may be read where it is not inside. A masked load reads the lanes that are: one instruction, which
+CPUs with vectors of 256 bits and more have.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.sym import Analyzer
-from tvm.tirx import op
 
 from tvm_sparse.schedules.blocks import changed_block, substituted, uses
-from tvm_sparse.schedules.copy_loops import Nest, conditional, integer, ramp, zero
+from tvm_sparse.schedules.copy_loops import Nest, conditional, integer, ramp
+from tvm_sparse.tvm_support.masked_loads import load_or_zero
 
 #: What the block is called that copies.
 COPY = "tile"
+#: Shorter vectors have no masked loads: LLVM would branch for every lane.
+MASKED_BITS = 256
 #: Distances of neighbours in the input: of more lanes loaded fewer are used.
 STRIDES = (1, 2, 3, 4)
 _OF_TWO = (
@@ -47,10 +50,12 @@ def mask_copies(func: tirx.PrimFunc, width: int) -> tirx.PrimFunc:
 
 
 def _masked(loop: tirx.For, width: int, analyzer: Analyzer) -> tirx.For | None:
-    """The loop in steps of vectors; None where elements lie at no fixed distance, or there is a rest."""
+    """The loop in steps of vectors; None where elements are at no fixed distance, or not all steps make up vectors."""
     nest, own = Nest(loop), loop.loop_var
     test, element = conditional(nest.value)
     if not isinstance(element, tvm.ir.TensorLoad):  # nothing of the input ever stands there
+        return None
+    if width < 2 or not isinstance(nest.inside, tirx.IntImm) or not int(nest.inside):
         return None
     last, place = (analyzer.simplify(at[-1]) for at in (element.indices, nest.place))
     stride = _step(last, own, analyzer)
@@ -67,7 +72,7 @@ def _masked(loop: tirx.For, width: int, analyzer: Analyzer) -> tirx.For | None:
     if any(uses(index, own) for index in outer) or any(each is None for each in tests):
         return None
     indices = [*outer, ramp(substituted(last, first), loaded.count)]
-    value = _load(element, indices, tests, loaded.count)
+    value = load_or_zero(element.source, indices, tests) if tests else tirx.BufferLoad(element.source, indices)
     if stride > 1:
         value = tirx.Shuffle([value], [integer(lane * stride) for lane in range(width)])
     at = [*(substituted(index, first) for index in nest.place[:-1]), ramp(substituted(place, first), width)]
@@ -82,21 +87,6 @@ def _masked(loop: tirx.For, width: int, analyzer: Analyzer) -> tirx.For | None:
     )
     body = s_tir.SBlockRealize([], tirx.const(True, "bool"), block)
     return tirx.For(var, integer(0), integer(int(loop.extent) // width), loop.kind, body)
-
-
-def _load(element: Any, indices: list[Any], tests: list[Any], lanes: int) -> Any:
-    """So many neighbours, zero where a test fails."""
-    if not tests:
-        return tirx.BufferLoad(element.source, indices)
-    mask = tests[0]
-    for each in tests[1:]:
-        mask = tirx.And(mask, each)
-    dtype = element.ty.dtype
-    loaded = op.masked_load(f"{dtype}x{lanes}", element.source, *indices, mask)
-    # What masked lanes hold is not defined. Were the condition the mask itself, TVM 0.27 would take it for known within
-    # the load and drop it there.
-    inside = tirx.Cast(f"int8x{lanes}", mask) != tirx.Broadcast(tirx.const(0, "int8"), lanes)
-    return tirx.Select(inside, loaded, zero(dtype, lanes))
 
 
 def _step(index: Any, var: Any, analyzer: Analyzer) -> int | None:

@@ -13,6 +13,7 @@ from tests.stand_in_cudart import install, journal
 from tvm_sparse.deploy import TensorSpec, cuda_calls, tensors
 from tvm_sparse.deploy.cuda_calls import CudaCalls
 from tvm_sparse.deploy.plain_launches import PlainLaunches
+from tvm_sparse.errors import InputError
 
 SPEC = TensorSpec("x", (2, 3), "float32")
 STREAM = 0x7F00000000AA
@@ -158,9 +159,52 @@ def test_a_bound_call_is_one_launch(library: Any) -> None:
         "wait:7f00000000aa,7b0000000001",
         "launch:7c0000000001,7f00000000aa",
         "record:7f00000000aa",
-        "finish",
+        "done",
         "free:7c0000000001",
     ]
+
+
+def test_a_bound_call_is_no_part_of_a_capture(library: Any) -> None:
+    calls = CudaCalls(tvm_ffi, 0, PLAIN)
+    graph = calls.graph(lambda: None, [], [])
+    library.set_capturing(1)
+    with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), STREAM):
+        with pytest.raises(InputError, match="a bound call is a graph and cannot be captured: call the network itself"):
+            calls.launch(graph)
+        with pytest.raises(InputError, match="cannot be bound on a stream that is captured: bind it before"):
+            calls.graph(lambda: None, [], [])
+
+
+def test_a_library_without_a_graph_is_no_part_of_a_capture(library: Any) -> None:
+    calls = CudaCalls(tvm_ffi, 0, None)
+    library.set_capturing(1)
+    with (
+        tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), STREAM),
+        pytest.raises(InputError, match="--no-cuda-graph cannot be captured"),
+    ):
+        calls(lambda: library.note_call(0), [], [])
+    assert not [entry for entry in journal(library) if entry[0] in "cw"]
+
+
+def test_a_disturbed_binding_is_tried_again(library: Any) -> None:
+    outcomes = iter([True, True, False])
+
+    def function() -> None:
+        if next(outcomes):
+            raise RuntimeError("operation not permitted")
+
+    CudaCalls(tvm_ffi, 0, PLAIN).graph(function, [], [])
+    assert sum(entry.startswith("begin") for entry in journal(library)) == 3
+
+
+def test_the_first_error_of_a_capture_is_told(library: Any) -> None:
+    library.fail_capture()
+
+    def function() -> None:
+        raise RuntimeError("no room")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        CudaCalls(tvm_ffi, 0, PLAIN).graph(function, [], [])
 
 
 def test_what_cannot_be_captured_leaves_nothing_behind(library: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,24 @@ def test_the_switch_is_that_of_one_machine(library: Path, launched: list[int]) -
         assert launched == [0, 0]
     np.testing.assert_allclose(result(machine, x), expected(x), rtol=1e-5)
     assert launched == [0, 0, 0]
+
+
+def test_threads_that_load_at_once_leave_tvms_own_behind(library: Path, launched: list[int]) -> None:
+    usual = tvm_ffi.get_global_func(plain_launches._BUILTIN)
+    ready = threading.Barrier(2)
+
+    def start() -> None:
+        ready.wait()
+        for _ in range(20):
+            with PlainLaunches(tvm_ffi).installed():
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert tvm_ffi.get_global_func(plain_launches._BUILTIN).same_as(usual)
 
 
 def test_it_is_off_again_after_an_exception(library: Path, launched: list[int]) -> None:

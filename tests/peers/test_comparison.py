@@ -17,6 +17,7 @@ from tvm_sparse.peers.source import dense_model
 
 torch = pytest.importorskip("torch")
 from tvm_sparse.peers import torch_forms  # noqa: E402
+from tvm_sparse.peers.comparison import _bound_outputs  # noqa: E402
 from tvm_sparse.peers.torch_forms import COMPILED, DenseTorch, Form, precision_flags, time_limit  # noqa: E402
 
 EAGER = Compiling(None)
@@ -245,3 +246,20 @@ def test_the_onnxruntime_of_a_model(files):
         dense_model(files["net.onnx"], renamed)
     with pytest.raises(InputError, match="its inputs are x, those of the library image"):
         dense_model(files["net.pt2"], renamed)
+
+
+def test_what_a_bound_call_writes_is_written_anew(monkeypatch):
+    """Of a batch that was padded to the size compiled for only the images that were given count."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    class Bound:
+        outputs = (torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64))
+
+        def __call__(self):
+            self.outputs[0][:, 0] = 3.0
+            self.outputs[1][:] = 5
+
+    first, second = _bound_outputs(Bound(), 3)
+    assert first[:, 0].tolist() == [3.0] * 3 and np.isnan(first[:, 1]).all()
+    assert second.tolist() == [5] * 3
+    assert len(_bound_outputs(Bound(), None)[0]) == 4

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+from tvm.target import Target
 
 from tests.cases import Case
 from tests.schedules.running import CPU, kernel, run_kernel
@@ -98,3 +99,29 @@ def test_a_tile_that_nothing_of_the_input_is_in() -> None:
     built = kernel("cpu_vector", case, CPU, rows=1, cols=16, channels=16)
     assert "masked_load" not in built.func.script()
     assert case.wrong(run_kernel(built, case, CPU)) is None
+
+
+@pytest.mark.parametrize(
+    ("workload", "knobs"),
+    [
+        # A block of channels may reach over two groups, and then behind the last one.
+        (ConvWorkload(1, 8, 9, 20, 12, 3, 3, groups=2), {"k_parts": 2, "format": "column_vector:2"}),
+        (ConvWorkload(1, 64, 1, 1, 32, 1, 1), {"rows": 16, "cols": 1}),
+        (ConvWorkload(1, 8, 40, 3, 8, 3, 3, padding=(1, 0, 1, 0)), {"rows": 32, "cols": 1}),
+    ],
+    ids=["groups", "one pixel", "one column"],
+)
+def test_what_is_no_vector_stays_as_it_is(workload: ConvWorkload, knobs: dict[str, Any]) -> None:
+    case = Case(workload, 0.4, "", 3)
+    built = kernel("cpu_vector", case, CPU, **knobs)
+    assert "masked_load" not in built.func.script()
+    assert case.wrong(run_kernel(built, case, CPU)) is None
+
+
+@pytest.mark.parametrize(("mcpu", "masked"), [("x86-64", False), ("x86-64-v3", True), ("x86-64-v4", True)])
+def test_short_vectors_have_no_masks(mcpu: str, masked: bool) -> None:
+    target = Target({"kind": "llvm", "mcpu": mcpu, "num-cores": 2})
+    for workload in (LAYER, replace(LAYER, w=1), WORKLOADS["strided"]):
+        built = kernel("cpu_vector", Case(workload, 0.3, "", 3), target)
+        assert tvm.compile(tvm.IRModule({"main": built.func}), target=target)
+    assert ("masked_load" in built.func.script()) == masked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Callable
 from typing import Any
@@ -62,8 +63,12 @@ class Graph:
         cuda("cudaStreamBeginCapture", handle, _RELAXED)
         try:
             work()
-        finally:
-            cuda("cudaStreamEndCapture", handle, ctypes.byref(captured))
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # a consequence of the first error, if one at all
+                cuda("cudaStreamEndCapture", handle, ctypes.byref(captured))
+                cuda("cudaGraphDestroy", captured)
+            raise
+        cuda("cudaStreamEndCapture", handle, ctypes.byref(captured))
         try:
             self._runnable = cuda.made("cudaGraphInstantiate", captured, ctypes.c_ulonglong(0))
         finally:
@@ -74,7 +79,7 @@ class Graph:
         self._cuda("cudaGraphLaunch", self._runnable, ctypes.c_void_p(stream))
 
     def destroy(self) -> None:
-        """Give back what it takes, once it does not run any more."""
+        """Give back what it takes."""
         self._cuda("cudaGraphExecDestroy", self._runnable)
 
 
@@ -98,3 +103,7 @@ class StreamOrder:
         """To be called when the work has been launched."""
         self._cuda("cudaEventRecord", self._done, ctypes.c_void_p(stream))
         self._last = stream
+
+    def wait(self) -> None:
+        """Wait until all of it is done."""
+        self._cuda("cudaEventSynchronize", self._done)

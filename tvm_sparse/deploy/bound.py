@@ -35,15 +35,23 @@ class BoundCall:
         inputs: Sequence[Any],
         outputs: Sequence[Any],
         stream: Callable[[], AbstractContextManager[Any]],
+        kept: Sequence[Any] = (),
     ) -> None:
         self.network = network
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self._calls, self._graph, self._stream = calls, graph, stream
+        self._kept = kept  # owners of the memory, whatever becomes of the caller's tensors
         weakref.finalize(self, calls.free, graph).atexit = False
 
     def __call__(self) -> Any:
-        """Launch the graph on the stream of a call, and return the outputs, before the work is done; one by itself."""
+        """Launch the graph on the stream of a call, and return the outputs, before the work is done; one by itself.
+
+        Raises
+        ------
+        InputError
+            That stream is captured: the network itself can be called there.
+        """
         with self._stream():
             self._calls.launch(self._graph)
         return self.outputs[0] if len(self.outputs) == 1 else self.outputs

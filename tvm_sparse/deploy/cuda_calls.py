@@ -18,6 +18,7 @@ from tvm_sparse.cuda.runtime import CudaRuntime, Graph, StreamOrder
 from tvm_sparse.deploy import tensors
 from tvm_sparse.deploy.metadata import TensorSpec
 from tvm_sparse.deploy.plain_launches import PlainLaunches
+from tvm_sparse.errors import InputError
 
 _ATTEMPTS = 3
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
@@ -53,10 +54,17 @@ class CudaCalls:
         """Launch `function` on TVM's current stream; this returns before the work is done.
 
         Where the stream is captured, so are the kernels, and who launches that graph sees to the order of calls.
+
+        Raises
+        ------
+        InputError
+            The stream is captured, and the library works on memory that other calls will use.
         """
         with _enqueue, self._on_device():
             stream = self.stream()
-            if self._plain and stream and self._is_captured(stream):
+            if stream and self._is_captured(stream):
+                if self._plain is None:
+                    raise InputError("a library compiled with --no-cuda-graph cannot be captured: compile it without")
                 with self._plain():
                     function(*inputs, *outputs)
                 return
@@ -69,25 +77,44 @@ class CudaCalls:
 
         Raises
         ------
+        InputError
+            TVM's current stream is captured itself.
         RuntimeError
-            CUDA refuses it.
+            CUDA refuses it, each time.
         """
-        assert self._plain
+        assert self._plain is not None
+        if self.capturing():
+            raise InputError("a call cannot be bound on a stream that is captured: bind it before")
         with _enqueue, self.own_stream(), self._on_device(), self._plain():
-            return Graph(self._cuda, self.stream(), lambda: function(*inputs, *outputs))
+            for attempt in range(_ATTEMPTS):
+                try:
+                    return Graph(self._cuda, self.stream(), lambda: function(*inputs, *outputs))
+                except RuntimeError:
+                    if attempt + 1 == _ATTEMPTS:  # else a thread may have waited for the whole GPU meanwhile
+                        raise
+            raise AssertionError("no attempt")
 
     def launch(self, graph: Graph) -> None:
-        """Launch what `graph` made on TVM's current stream; this returns before the work is done."""
+        """Launch what `graph` made on TVM's current stream; this returns before the work is done.
+
+        Raises
+        ------
+        InputError
+            The stream is captured.
+        """
         with _enqueue, self._on_device():
             stream = self.stream()
+            if stream and self._is_captured(stream):
+                raise InputError("a bound call is a graph and cannot be captured: call the network itself there")
             self._order.begin(stream)
             graph.launch(stream)
             self._order.end(stream)
 
     def free(self, graph: Graph) -> None:
-        """Give back what a graph takes, once the GPU is done; what fails here has failed before."""
+        """Give back what a graph takes, once the network's calls are done; what fails here has failed before."""
         with contextlib.suppress(RuntimeError), self._on_device():
-            self._cuda("cudaDeviceSynchronize")
+            self._order.wait()
+        with contextlib.suppress(RuntimeError), self._on_device():
             graph.destroy()
 
     def capture(

@@ -28,15 +28,15 @@ class PlainLaunches:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """A virtual machine looks its builtins up by their names, once, when it is made."""
-        usual = self._tvm_ffi.get_global_func(_BUILTIN)
-        invoke = self._tvm_ffi.get_global_func("vm.builtin.invoke_closure")
-
-        def run(machine: Any, function: Any, arguments: Any, number: int, *shape: Any) -> Any:
-            if self._on:
-                return invoke(machine, function, *arguments, *shape)
-            return usual(machine, function, arguments, number, *shape)
-
         with _replacing:
+            usual = self._tvm_ffi.get_global_func(_BUILTIN)
+            invoke = self._tvm_ffi.get_global_func("vm.builtin.invoke_closure")
+
+            def run(machine: Any, function: Any, arguments: Any, *which: Any) -> Any:
+                if self._on:
+                    return invoke(machine, function, *arguments)
+                return usual(machine, function, arguments, *which)
+
             self._tvm_ffi.register_global_func(_BUILTIN, run, override=True)
             try:
                 yield

@@ -139,7 +139,7 @@ class Network:
         return converted[0] if len(converted) == 1 else tuple(converted)
 
     def bind(self, *inputs: Any, **named: Any) -> BoundCall:
-        """Fix the tensors of a call on a GPU: all its kernels become one CUDA graph, launched faster than a call is.
+        """Fix the tensors of a call on a GPU: all its kernels become one CUDA graph.
 
         Parameters
         ----------
@@ -155,7 +155,7 @@ class Network:
         Raises
         ------
         InputError
-            As for a call; or an input would be copied, or the network runs on the CPU.
+            As for a call; or an input would be copied, the network runs on the CPU, or the stream is captured.
         LibraryError
             It was compiled without a CUDA graph, or CUDA refuses to capture it.
         """
@@ -166,16 +166,14 @@ class Network:
         values = tensors.in_order(self.inputs, inputs, named)
         given = self.to_device(values)
         check_bindable(self._tvm_ffi, self, values, given)
-        function = self._functions[self._bucket(given)]
-        stream: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-        made = written = self.new_outputs(given)
-        if tensors.framework(values) == "torch":
-            calls = self._torch_calls()
-            made, stream = calls.new(self._outputs[self._bucket(given)]), calls.stream
-            written = calls.shared(made)
-        with self._capturing("call it as it is"):
-            graph = self._gpu.graph(function, given, written)
-        return BoundCall(self, self._gpu, graph, values, made, stream)
+        bucket = self._bucket(given)
+        calls = self._torch_calls() if tensors.framework(values) == "torch" else None
+        outputs = calls.new(self._outputs[bucket]) if calls else self.new_outputs(given)
+        written = calls.shared(outputs) if calls else outputs
+        stream = calls.stream if calls else contextlib.nullcontext
+        with self._capturing("call it as it is"), stream():
+            graph = self._gpu.graph(self._functions[bucket], given, written)
+        return BoundCall(self, self._gpu, graph, values, outputs, stream, (given, written))
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Run the network once, inputs and outputs by name; the outputs are numpy arrays.

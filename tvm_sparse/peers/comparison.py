@@ -121,6 +121,8 @@ def compare(
         The model is another one, the batch is not served, or the peer cannot run here.
     ModelError
         The model cannot be read, or holds what the peer does not know.
+    LibraryError
+        CUDA refuses to capture a call.
     """
     on_gpu = network.device != "cpu"
     if peer not in PEERS:
@@ -159,7 +161,7 @@ def compare(
             unbound=_call_time(call, timings[_UNBOUND], wait) if bound else None,
             relative_error=max(
                 _error(outputs, lineup.expected)
-                for outputs in (list(network.run(inputs).values()), *([_bound_outputs(bound)] if bound else []))
+                for outputs in (list(network.run(inputs).values()), *([_bound_outputs(bound, batch)] if bound else []))
             ),
             peers=tuple(
                 _row(candidate, timings.get(str(index)), timings[_OURS], wait, lineup)
@@ -168,8 +170,8 @@ def compare(
         )
 
 
-def _bound_outputs(bound: BoundCall) -> list[Array]:
-    """What a bound call writes."""
+def _bound_outputs(bound: BoundCall, images: int | None) -> list[Array]:
+    """What a bound call writes for so many images, of a network of several batches."""
     import torch
 
     outputs: list[Any] = [torch.from_dlpack(tensor) for tensor in bound.outputs]
@@ -178,7 +180,7 @@ def _bound_outputs(bound: BoundCall) -> list[Array]:
     torch.cuda.synchronize()
     bound()
     torch.cuda.synchronize()
-    return [output.cpu().numpy() for output in outputs]
+    return [output[:images].cpu().numpy() for output in outputs]
 
 
 def _waiter(on_gpu: bool) -> Callable[[], None]:
