@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -47,7 +48,10 @@ def device(monkeypatch):
         def __call__(self, function: str, *arguments: Any) -> None:
             getattr(self, function)(*arguments)
 
-        def made(self, function: str) -> Any:
+        def made(self, function: str, *arguments: Any) -> Any:
+            if function == "cudaGraphInstantiate":
+                found.graphs.append(found.graph)
+                return ctypes.c_void_p(len(found.graphs))
             return SimpleNamespace(value=7, us=None)
 
         def cudaSetDevice(self, index: int) -> None:
@@ -58,10 +62,6 @@ def device(monkeypatch):
 
         def cudaStreamEndCapture(self, stream: Any, graph: Any) -> None:
             found.graph, found.captured = found.captured, None
-
-        def cudaGraphInstantiate(self, runnable: Any, graph: Any, flags: Any) -> None:
-            found.graphs.append(found.graph)
-            runnable._obj.value = len(found.graphs)
 
         def cudaGraphLaunch(self, runnable: Any, stream: Any) -> None:
             assert found.captured is None
