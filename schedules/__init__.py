@@ -14,6 +14,7 @@ from tvm_sparse.schedules import cuda_cost
 from tvm_sparse.schedules.base import Template, too_large
 from tvm_sparse.schedules.cpu_vector import CpuVector
 from tvm_sparse.schedules.cuda_dense import CudaDense
+from tvm_sparse.schedules.cuda_jump import CudaJump
 from tvm_sparse.schedules.cuda_pattern import CudaPattern
 from tvm_sparse.schedules.cuda_pixel import CudaPixel
 from tvm_sparse.schedules.cuda_pixel_nonzero import CudaPixelNonzero
@@ -27,6 +28,7 @@ TEMPLATES: tuple[Template, ...] = (
     CudaPixel(),
     CudaPixelNonzero(),
     CudaPattern(),
+    CudaJump(),
     CudaRow(),
     CudaDense(),
     CudaTensor(),

@@ -21,7 +21,7 @@ from tvm.script import tirx as T
 from tvm_sparse.tvm_support.fresh_places import places_from_here_on
 from tvm_sparse.tvm_support.statements import in_sequence
 
-COPY_AHEAD, COPY_AT_ONCE = "copy_ahead", "copy_at_once"
+COPY_AHEAD, COPY_AT_ONCE, COPY_STEPS_AHEAD = "copy_ahead", "copy_at_once", "copy_steps_ahead"
 COPY_BYTES = 4
 
 
@@ -75,12 +75,17 @@ def _pipelined(loop: tirx.For, buffer: Any, fresh_places: bool) -> Any:
     def store(node: tirx.BufferStore) -> Any:
         return _start_copy(node) if node.buffer.same_as(buffer) else node
 
+    copy = tvm_ffi.structural_map(copy, (tirx.BufferStore, store), order="post")
+    return _a_step_ahead(loop, in_sequence([places_from_here_on(), copy]) if fresh_places else copy, work)
+
+
+def _a_step_ahead(loop: tirx.For, copy: Any, work: Any) -> Any:
+    """A loop over chunks that starts the copy of one and then works on the one before."""
+
     def before(var: tirx.Var) -> Any:
         return loop.loop_var - 1 if var.same_as(loop.loop_var) else var
 
-    copy = tvm_ffi.structural_map(copy, (tirx.BufferStore, store), order="post")
     work = tvm_ffi.structural_map(work, (tirx.Var, before), order="post")
-    copy = in_sequence([places_from_here_on(), copy]) if fresh_places else copy
     steps = [
         tirx.IfThenElse(loop.loop_var < loop.extent, copy, None),
         tirx.Evaluate(T.ptx["cp.async.commit_group"]()),
@@ -91,6 +96,29 @@ def _pipelined(loop: tirx.For, buffer: Any, fresh_places: bool) -> Any:
         ),
     ]
     return tirx.For(loop.loop_var, loop.min, loop.extent + 1, loop.kind, tirx.SeqStmt(steps), None, {})
+
+
+def mark_copies_ahead(sch: s_tir.Schedule, loop: Any) -> None:
+    """Mark the loop over chunks whose body copies to several buffers, then works, for `copies_ahead`."""
+    sch.annotate(loop, COPY_STEPS_AHEAD, 1)
+
+
+def copies_ahead(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """In the loop that was marked, copy for the chunk after the one that is worked on.
+
+    The buffers have room for two chunks that alternate. What works on a chunk is there once, unlike in TVM's software
+    pipeline, which repeats it behind the loop for the last chunk.
+    """
+
+    def rewrite(loop: tirx.For) -> Any:
+        if COPY_STEPS_AHEAD not in loop.annotations:
+            return loop
+        *copies, work = loop.body.seq
+        # What TVM's passes take for copies that may be asynchronous.
+        copy = tirx.AttrStmt(tirx.const(0, "int32"), "async_scope", tirx.const(1, "int32"), in_sequence(copies))
+        return _a_step_ahead(loop, copy, work)
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, rewrite), order="post"))
 
 
 def _start_copy(store: tirx.BufferStore) -> Any:

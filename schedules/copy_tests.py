@@ -16,7 +16,7 @@ from tvm.sym import Analyzer
 from tvm_sparse.schedules.blocks import changed_block, substituted, uses
 
 #: What the blocks are called that copy.
-COPIES = ("tile", "values", "offsets", "rows")
+COPIES = ("tile", "values", "offsets", "program", "rows")
 ALWAYS = tirx.const(True, "bool")
 
 

@@ -103,9 +103,9 @@ class CudaDense(Template):
         warp, *rest = inside.values()
         sch.bind(block, "blockIdx.x")
         if stored is None:
-            chunk = _sum_alone(sch, tiling, warp, rest, warps)
+            chunk = stages.sum_alone(sch, tiling, warp, rest, warps, _sum)
         else:
-            chunk = _sum_together(sch, tiling, stored, block, warp, rest, warps)
+            chunk = stages.sum_together(sch, tiling, stored, block, warp, rest, warps, _sum)
         if int(knobs["buffers"]) == 2:
             _copy_ahead(sch, chunk)
         else:
@@ -116,53 +116,6 @@ class CudaDense(Template):
         elif tiling.copy_width == 1 and ELEMENT_BYTES[tiling.workload.dtype] == COPY_BYTES:
             func = copy_at_once(func, find_buffer(func, "tile_shared.dyn"))
         return keep_resident(func, int(knobs["blocks_per_sm"]))
-
-
-def _sum_alone(sch: s_tir.Schedule, tiling: WarpTiling, warp: Any, rest: list[Any], warps: int) -> Any:
-    """A warp sums all chunks for its output channels; returns the loop over chunks."""
-    declare_whole_read(sch, sch.get_sblock("out"), "part", dims=2)
-    sch.set_scope(sch.get_sblock("part"), 0, "local")
-    lanes, own = rest[:3], rest[3:]
-    sch.bind(warp, "threadIdx.y")
-    chunk = _sum(sch, tiling, warp, {"threadIdx.y": warps, "threadIdx.x": WARP})
-    sch.bind(sch.fuse(*lanes), "threadIdx.x")
-    stages.set_to_zero(sch, "part", chunk)
-    for loop in own:
-        sch.unroll(loop)
-    return chunk
-
-
-def _sum_together(
-    sch: s_tir.Schedule, tiling: WarpTiling, stored: Any, block: Any, warp: Any, rest: list[Any], warps: int
-) -> Any:
-    """The warps on threadIdx.y sum some chunks each; then every one adds up some of the sums. Returns that loop."""
-    splits = tiling.splits
-    axes = {"threadIdx.z": warps, "threadIdx.y": splits, "threadIdx.x": WARP}
-    lanes, own = rest[:3], rest[3:]
-    total = sch.get_sblock("sum")
-    sch.compute_at(total, block, preserve_unit_loops=True)
-    declare_whole_read(sch, total, "part", dims=2)
-    sch.compute_at(stored, block, preserve_unit_loops=True)
-    sch.set_scope(stored, 0, stages.SHARED)
-
-    _, split, kb, v, _, _, pixel, lane = sch.get_loops(stored)[1:]
-    sch.reorder(kb, split, lane, v, pixel)
-    for loop, axis in zip((kb, split, lane), axes, strict=True):
-        sch.bind(loop, axis)
-    chunk = _sum(sch, tiling, split, axes)
-    for loop in (v, pixel):
-        sch.unroll(loop)
-
-    each, worker = sch.split(sch.fuse(*own), [None, splits])
-    sch.reorder(warp, worker, *lanes, each)
-    sch.compute_at(total, each, preserve_unit_loops=True)
-    sch.set_scope(total, 0, "local")
-    split = sch.get_loops(total)[-1]
-    for loop, axis in zip((warp, worker, sch.fuse(*lanes)), axes, strict=True):
-        sch.bind(loop, axis)
-    stages.set_to_zero(sch, "part", chunk)
-    stages.set_to_zero(sch, "sum", split)
-    return chunk
 
 
 def _sum(sch: s_tir.Schedule, tiling: WarpTiling, loop: Any, threads: dict[str, int]) -> Any:

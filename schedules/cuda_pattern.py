@@ -41,7 +41,7 @@ from tvm_sparse.schedules import pattern_tile
 from tvm_sparse.schedules.async_copy import COPY_BYTES, copy_ahead, mark_copy_ahead
 from tvm_sparse.schedules.base import Kernel, Knobs, Template
 from tvm_sparse.schedules.chunk_order import mark_rotated, rotate_chunks
-from tvm_sparse.schedules.gpu_target import shared_limit, thread_limit
+from tvm_sparse.schedules.gpu_target import copies_asynchronously, shared_limit, thread_limit
 from tvm_sparse.schedules.pattern_code import evaluate_pattern, mark_pattern
 from tvm_sparse.schedules.primitives import declare_whole_read
 from tvm_sparse.schedules.storage import find_buffer, keep_resident, replace_buffer
@@ -287,5 +287,4 @@ def _own_storage(func: tirx.PrimFunc, tiling: PatternTiling, stages: int) -> tir
 
 def _copies_ahead(workload: ConvWorkload, target: Target) -> bool:
     """Whether elements are as large as the smallest asynchronous copy, and the GPU has it."""
-    version = "".join(filter(str.isdigit, str(target.attrs.get("arch", ""))))
-    return ELEMENT_BYTES[workload.dtype] == COPY_BYTES and int(version or 0) >= 80
+    return ELEMENT_BYTES[workload.dtype] == COPY_BYTES and copies_asynchronously(target)

@@ -16,3 +16,9 @@ def shared_limit(target: Target) -> int:
 def thread_limit(target: Target) -> int:
     """Threads of one block."""
     return int(target.attrs.get("max_threads_per_block", target.attrs["max_num_threads"]))
+
+
+def copies_asynchronously(target: Target) -> bool:
+    """Whether a CUDA GPU copies to shared memory by cp.async (sm_80 and later)."""
+    version = "".join(filter(str.isdigit, str(target.attrs.get("arch", ""))))
+    return int(version or 0) >= 80

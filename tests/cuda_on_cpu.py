@@ -100,7 +100,7 @@ def cuda_source(func: Any, target: Any) -> str:
 
 def _program(source: str, func: Any, arrays: dict[str, np.ndarray], shared_bytes: int) -> str:
     """C++ that loads the arrays, runs the kernels of `source` one after the other, and stores the output."""
-    functions = re.findall(r"^__forceinline__ __device__ (\w+ (?:pair|nonzeros)_\w*\(.*?^\})", source, ON_LINES)
+    functions = re.findall(r"^__forceinline__ __device__ (\w+ (?:pair|nonzeros|jumps)_\w*\(.*?^\})", source, ON_LINES)
     kernels = [*_asynchronous(source), *(f"static {to_cpp(function)}" for function in functions)]
     steps = [f"allocate_shared({shared_bytes});"]
     for name, array in arrays.items():

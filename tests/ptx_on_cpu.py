@@ -22,6 +22,21 @@ _RULES = [
     (r"cvt\.f32\.f16 (\w+), (\w+)", lambda to, h: f"{to} = half_bits::to({h})"),
     (r"mov\.b32 \{(\w+), (\w+)\}, (\w+)", lambda low, high, both: f"{low} = {both}, {high} = {both} >> 16"),
     (r"mov\.b32 (\w+), \{(\w+), (\w+)\}", lambda to, low, high: f"{to} = float_of({low} | (unsigned){high} << 16)"),
+    (
+        r"fma\.rn\.f32 (.+), (\w+), (\w+), \1",
+        lambda to, bits, x: f"{to} = fmaf({x}, float_of({bits}), {to})",
+    ),
+    (
+        r"ld\.shared\.v2\.b32 \{(\w+), (\w+)\}, \[(.+)\]",
+        lambda x, y, at: f"{x} = load_shared<unsigned>({at}), {y} = load_shared<unsigned>({at} + 4)",
+    ),
+    (r"add\.u32 (\w+), (\w+), (\w+)", lambda to, x, y: f"{to} = {x} + {y}"),
+    (r"mov\.b32 (\w+), (\w+)", lambda to, x: f"{to} = {x}"),
+    (
+        r"(\w+): \.branchtargets ([\w, ]+)",
+        lambda name, labels: f"static void* {name}[] = {{{', '.join('&&' + each for each in labels.split(', '))}}}",
+    ),
+    (r"brx\.idx\.uni (\w+), (\w+)", lambda at, targets: f"goto *{targets}[{at}]"),
     (r"mov\.b(?:16|32) (\w+), (0|0x\w{8})", lambda to, number: f"{to} = {number}"),
 ]
 
@@ -46,6 +61,8 @@ def _statement(found: re.Match[str]) -> str:
 
 
 def _instruction(line: str) -> str:
+    if re.fullmatch(r"\w+:", line):
+        return line
     for pattern, translate in _RULES:
         if match := re.fullmatch(f"{pattern};", line):
             return translate(*match.groups())

@@ -129,6 +129,7 @@ LATE = {
     "cuda_pixel": {},
     "cuda_pixel_nonzero": {"split_over": "blocks", "warps": 2, "channels": 3, "splits": 4, "blocks_per_warp": 2},
     "cuda_pattern": {},
+    "cuda_jump": {},
     "cuda_dense": {},
     "cuda_row": {},
 }

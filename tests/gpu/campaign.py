@@ -34,6 +34,7 @@ VARIANTS = {
     "cuda_pixel": ("default", "format", "knobs", "flat", "pairs"),
     "cuda_pixel_nonzero": ("default", "format", "knobs", "flat"),
     "cuda_pattern": ("default", "knobs", "pairs"),
+    "cuda_jump": ("default", "knobs"),
     "cuda_row": ("default", "knobs"),
     "cuda_dense": ("default", "knobs"),
     "cuda_tensor": ("default", "knobs"),

@@ -51,5 +51,5 @@ def shared_bytes(built: Kernel) -> int:
     chosen: Any = template(built.template)
     if not hasattr(chosen, "shared_bytes"):
         return 0
-    staged = [built.constants.offsets.shape[-1]] if chosen.stages_filter else []
+    staged = [built.constants.entries] if hasattr(built.constants, "entries") else []
     return chosen.shared_bytes(chosen.tiling(built.workload, built.knobs), built.knobs, *staged)

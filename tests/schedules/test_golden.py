@@ -21,6 +21,7 @@ NAMES = (
     "cuda_pixel_nonzero",
     "cuda_pixel",
     "cuda_pattern",
+    "cuda_jump",
     "cuda_row",
     "fallback",
 )
@@ -46,6 +47,16 @@ KERNELS = {
     ),
     "cuda_pixel_nonzero_blocks": (GPU, 0.1, {"split_over": "blocks"}),
     "cuda_pattern": (GPU, 0.02, {"rows_per_group": 8, "stages": 2}),
+    "cuda_jump": (
+        GPU,
+        0.1,
+        {"lanes": "1x2x16", "pixels": "1x1x1", "channels": 16, "rows": 4, "warps": 2, "splits": 1},
+    ),
+    "cuda_jump_splits": (
+        GPU,
+        0.1,
+        {"lanes": "1x2x16", "pixels": "1x2x1", "channels": 8, "rows": 4, "warps": 1, "splits": 2},
+    ),
     "cuda_row": (GPU, 0.1, {"images": 2, "own_rows": 2, "chunks": 2, "unroll": 2}),
     "fallback": (AVX512, 0.1, {}),
     "fallback_cuda": (GPU, 0.1, {}),

@@ -16,7 +16,7 @@ from tvm_sparse.schedules import TEMPLATES, template
 from tvm_sparse.workload import ConvWorkload, Epilogue
 
 TARGETS = {chosen.name: GPU if chosen.name.startswith("cuda") else CPU for chosen in TEMPLATES}
-CUDA = ("cuda_pixel", "cuda_pixel_nonzero", "cuda_pattern", "fallback")
+CUDA = ("cuda_pixel", "cuda_pixel_nonzero", "cuda_pattern", "cuda_jump", "fallback")
 quick = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 needs_gcc = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
 
@@ -96,7 +96,7 @@ def test_fallback_campaign():
 
 @pytest.mark.slow
 @needs_gcc
-@pytest.mark.parametrize("name", CUDA[:3])
+@pytest.mark.parametrize("name", CUDA[:4])
 def test_cuda_knobs_campaign(name):
     passed = 0
     for case in seeded(4, 100):
@@ -137,7 +137,7 @@ def test_corners_on_a_cpu(name, corner, density):
 @pytest.mark.parametrize("name", CUDA)
 def test_corners_in_cuda_code(name, corner):
     case = Case(CORNERS[corner], 0.3, "rows and channels", 1)
-    assert check(name, case, GPU) or (name == "cuda_pixel_nonzero" and case.workload.c_per_group == 1)
+    assert check(name, case, GPU) or template(name).applies(case.workload, GPU)
 
 
 @needs_gcc

@@ -14,7 +14,9 @@ of f is the pixel of a pair: e counts words and has this dimension behind it.
 The filter is a stream (tvm_sparse.formats.FilterStream): the nonzeros of (chunk, row block) stand at
 starts[chunk, kb] .. + counts[chunk, kb]; a row block is `vector` output channels that share columns, 1 if unstructured.
 A StagedFilter holds the same in segments, each of the row blocks that a block of threads copies together; its rows may
-be in another order than the output channels, and "out" is then in theirs until schedules.row_order stores it.
+be in another order than the output channels, and "out" is then in theirs until schedules.row_order stores it. Of a
+JumpFilter's programs the expression takes every instruction for a nonzero, whose code is its offset times `vector` plus
+its output channel in the row block; schedules.jump_code puts in what they do.
 The sum over j runs to the longest row under a predicate, because s_tir cannot schedule around a loop bound that is read
 from memory; schedules.primitives turns it into the true row length after scheduling.
 """
@@ -30,6 +32,7 @@ from tvm import te, tirx
 from tvm_sparse.compute.epilogue import output_stage
 from tvm_sparse.compute.flat_tiling import FlatTiling
 from tvm_sparse.compute.geometry import Source, Tiling
+from tvm_sparse.compute.jump_filter import JumpFilter
 from tvm_sparse.compute.packed_filter import ROW_START, PackedFilter, StagedFilter
 from tvm_sparse.compute.pair_tiling import PAIR, PairTiling
 
@@ -42,7 +45,7 @@ class DirectConv:
     """
 
     args: list[te.Tensor]
-    #: Entries of a segment of a StagedFilter.
+    #: Entries of a segment of a StagedFilter, instructions of one of a JumpFilter.
     segment_entries: int = 0
     #: Nonzeros of the longest row of a chunk.
     longest_row: int = 0
@@ -52,7 +55,7 @@ class DirectConv:
 
 
 def direct_conv2d(
-    tiling: Tiling | PairTiling, packed: PackedFilter | StagedFilter, chunk_dtype: str = "float32"
+    tiling: Tiling | PairTiling, packed: PackedFilter | StagedFilter | JumpFilter, chunk_dtype: str = "float32"
 ) -> DirectConv:
     """Direct sparse convolution of `tiling.workload` with a filter packed like `packed` (only its shapes matter here).
 
@@ -73,7 +76,7 @@ def direct_conv2d(
     blocks_per_group = row_blocks // groups
 
     x = te.placeholder((n, workload.c, workload.h, workload.w), dtype, name="x")
-    filter_args, read_row = _staged(packed) if isinstance(packed, StagedFilter) else _unstaged(packed)
+    filter_args, read_row = _filter(packed)
     read_tile = _paired_tile(tiling, x) if isinstance(tiling, PairTiling) else _tile(tiling, x)
 
     per_split = tiling.chunks // tiling.splits
@@ -121,7 +124,7 @@ def direct_conv2d(
         at = (k // vector, k % vector, *tile, *tiling.pixel_index(i, p, q))
         return total[(i // tiling.images, *at)] if tiling.splits > 1 else part[(i // tiling.images, 0, *at)]
 
-    entries = packed.offsets.shape[-1] if isinstance(packed, StagedFilter) else 0
+    entries = 0 if isinstance(packed, PackedFilter) else packed.entries
     return DirectConv([x, *filter_args, *output_stage(workload, summed, order)], entries, packed.longest_row)
 
 
@@ -186,6 +189,13 @@ def _element(x: te.Tensor, tiling: Tiling | PairTiling, g: Any, source: Source) 
 ReadRow = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any]]
 
 
+def _filter(packed: PackedFilter | StagedFilter | JumpFilter) -> tuple[list[te.Tensor], ReadRow]:
+    """The arguments of a filter, and how its nonzeros are read."""
+    if isinstance(packed, JumpFilter):
+        return _programs(packed)
+    return _staged(packed) if isinstance(packed, StagedFilter) else _unstaged(packed)
+
+
 def _unstaged(packed: PackedFilter) -> tuple[list[te.Tensor], ReadRow]:
     """The arguments of a filter that is read where it lies."""
     values, offsets, starts, counts = _arguments(packed, ("values", "offsets", "starts", "counts"))
@@ -210,7 +220,23 @@ def _staged(packed: StagedFilter) -> tuple[list[te.Tensor], ReadRow]:
     return arguments, read_row
 
 
-def _arguments(packed: PackedFilter | StagedFilter, names: tuple[str, ...]) -> list[te.Tensor]:
+def _programs(packed: JumpFilter) -> tuple[list[te.Tensor], ReadRow]:
+    """The arguments of a filter of programs."""
+    program, rows = arguments = _arguments(packed, ("program", "rows"))
+
+    def read_row(chunk: Any, kb: Any, v: Any, j: Any) -> tuple[Any, Any, Any]:
+        row, segment = rows[chunk, kb], kb // packed.together
+        at = _entry(row >> (ROW_START.bit_length() - 1), j, packed.pad_to)
+        word, code = (program[chunk, segment, at, half] for half in range(2))
+        value = tirx.if_then_else(
+            code % packed.vector == v, tirx.reinterpret("float32", word), tirx.const(0, "float32")
+        )
+        return row & (ROW_START - 1), value, code // packed.vector
+
+    return arguments, read_row
+
+
+def _arguments(packed: PackedFilter | StagedFilter | JumpFilter, names: tuple[str, ...]) -> list[te.Tensor]:
     return [
         te.placeholder(array.shape, str(array.dtype), name=name)
         for name, array in zip(names, packed.arrays, strict=True)

@@ -91,6 +91,11 @@ class StagedFilter:
         return self.row_blocks // self.values.shape[1]
 
     @property
+    def entries(self) -> int:
+        """Entries of a segment."""
+        return self.offsets.shape[-1]
+
+    @property
     def longest_row(self) -> int:
         """Nonzeros of the longest row of a chunk, padding included; at least one step."""
         return max(1, int((self.rows % ROW_START).max(initial=0))) * self.pad_to
