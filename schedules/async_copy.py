@@ -127,9 +127,11 @@ def _start_copy(store: tirx.BufferStore) -> Any:
     if isinstance(load, tvm.ir.Call):
         condition, load, _ = load.args
         size = tirx.Select(condition, size, tirx.const(0, "uint32"))
-    target = tirx.BufferLoad(store.buffer, list(store.indices))
+    (place,) = store.buffer.offset_of(list(store.indices))
+    # T.address_of would hide from TVM 0.27 that something is written: another buffer could lie at the same place.
+    target = store.buffer.access_ptr("w", offset=place)
     instruction = T.ptx["cp.async.ca.shared.global"]
-    return tirx.Evaluate(instruction(T.address_of(target), T.address_of(load), COPY_BYTES, size))
+    return tirx.Evaluate(instruction(target, T.address_of(load), COPY_BYTES, size))
 
 
 def _barrier() -> Any:

@@ -37,7 +37,7 @@ from tvm_sparse.schedules.base import Kernel, Knobs, Template, closest_divisor
 from tvm_sparse.schedules.copy_tests import branch_copies
 from tvm_sparse.schedules.primitives import declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
-from tvm_sparse.schedules.storage import find_buffer, keep_resident
+from tvm_sparse.schedules.storage import find_buffer, keep_resident, replace_buffer
 from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
 #: Multiply-adds of a thread that are written out without a loop; those of a row of the filter are in any case.
@@ -110,7 +110,7 @@ class CudaDense(Template):
             _copy_ahead(sch, chunk)
         else:
             mark_copy_at_once(sch, chunk)
-        func = keep_own_lane(sch.mod["main"], "part_local")
+        func = _own_tile(keep_own_lane(sch.mod["main"], "part_local"), tiling)
         if int(knobs["buffers"]) == 2:
             func = branch_copies(func)
         elif tiling.copy_width == 1 and ELEMENT_BYTES[tiling.workload.dtype] == COPY_BYTES:
@@ -193,3 +193,10 @@ def _copy_ahead(sch: s_tir.Schedule, chunk: Any) -> None:
     sch.annotate(chunk, "software_pipeline_stage", [0, 0, 1])
     sch.annotate(chunk, "software_pipeline_order", [0, 1, 2])
     sch.annotate(chunk, "software_pipeline_async_stages", [0])
+
+
+def _own_tile(func: tirx.PrimFunc, tiling: WarpTiling) -> tirx.PrimFunc:
+    """The tiles of a block in a buffer of their own, where s_tir cannot see that all its channels are of one group."""
+    tile = find_buffer(func, "tile_shared.dyn")
+    own = tirx.decl_buffer((tiling.splits, *tile.shape[5:]), tile.dtype, tile.name, scope=tile.scope())
+    return replace_buffer(func, tile, own, lambda at: [at[4] % tiling.splits, *at[5:]])

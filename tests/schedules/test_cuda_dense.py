@@ -95,6 +95,27 @@ def test_the_default_fits_whatever_applies():
             assert kernel("cuda_dense", case, GPU).template == "cuda_dense"
 
 
+@needs_gcc
+@pytest.mark.parametrize("buffers", [1, 2])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_blocks_of_odd_numbers_of_channels_hold_tiles_of_one_group(splits, buffers):
+    """s_tir does not see that all channels of such a block are of one group, and gave it the tiles of several."""
+    case = Case(ConvWorkload(2, 8, 13, 13, 48, 3, 3, padding=(1, 1, 1, 1), groups=2), 1.0, "", 1)
+    knobs = {"lanes": "1x2x16", "pixels": "1x2x1", "channels": 2, "warps": 3, "vector": 4, "rows": "adjacent"}
+    built = kernel("cuda_dense", case, GPU, **knobs, splits=splits, buffers=buffers, blocks_per_sm=0)
+    assert case.wrong(run_kernel(built, case, GPU)) is None
+
+
+@needs_gcc
+@pytest.mark.parametrize("warps", [1, 6])
+def test_a_tile_does_not_lie_where_its_filter_is(warps):
+    """Of one channel and tap all weights are in registers before the first pixel is loaded."""
+    case = Case(ConvWorkload(4, 1, 17, 13, 24, 1, 1, padding=(1, 1, 1, 1)), 1.0, "", 1)
+    knobs = {"lanes": "1x8x4", "pixels": "1x2x2", "channels": 1, "warps": warps, "vector": 4, "rows": "apart"}
+    built = kernel("cuda_dense", case, GPU, **knobs, splits=1, buffers=1, blocks_per_sm=1)
+    assert case.wrong(run_kernel(built, case, GPU)) is None
+
+
 def test_the_filter_keeps_its_weights_in_their_places():
     workload = LAYERS["a last chunk that is short"]
     weight = np.random.default_rng(0).standard_normal(workload.filter_shape).astype(np.float32)
