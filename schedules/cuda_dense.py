@@ -38,6 +38,7 @@ from tvm_sparse.schedules.copy_tests import branch_copies
 from tvm_sparse.schedules.primitives import declare_whole_read
 from tvm_sparse.schedules.registers import keep_own_lane
 from tvm_sparse.schedules.storage import find_buffer, keep_resident, replace_buffer
+from tvm_sparse.schedules.warp_sums import sum_alone, sum_together
 from tvm_sparse.workload import ELEMENT_BYTES, ConvWorkload
 
 #: Multiply-adds of a thread that are written out without a loop; those of a row of the filter are in any case.
@@ -103,9 +104,9 @@ class CudaDense(Template):
         warp, *rest = inside.values()
         sch.bind(block, "blockIdx.x")
         if stored is None:
-            chunk = stages.sum_alone(sch, tiling, warp, rest, warps, _sum)
+            chunk = sum_alone(sch, tiling, warp, rest, warps, _sum)
         else:
-            chunk = stages.sum_together(sch, tiling, stored, block, warp, rest, warps, _sum)
+            chunk = sum_together(sch, tiling, stored, block, warp, rest, warps, _sum)
         if int(knobs["buffers"]) == 2:
             _copy_ahead(sch, chunk)
         else:

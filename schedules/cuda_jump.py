@@ -40,6 +40,7 @@ from tvm_sparse.schedules.gpu_target import copies_asynchronously, shared_limit
 from tvm_sparse.schedules.jump_code import evaluate_jumps, mark_jumps
 from tvm_sparse.schedules.primitives import declare_whole_read
 from tvm_sparse.schedules.storage import find_buffer, replace_buffer
+from tvm_sparse.schedules.warp_sums import sum_alone, sum_together
 from tvm_sparse.workload import ConvWorkload
 
 #: What a block stages for a chunk, in the order of copying.
@@ -112,9 +113,9 @@ class CudaJump(Template):
         sch.reorder(*own)
         sch.bind(block, "blockIdx.x")
         if stored is None:
-            chunk = stages.sum_alone(sch, tiling, warp, [*lanes, *own], warps, _sum)
+            chunk = sum_alone(sch, tiling, warp, [*lanes, *own], warps, _sum)
         else:
-            chunk = stages.sum_together(sch, tiling, stored, block, warp, [*lanes, *own], warps, _sum)
+            chunk = sum_together(sch, tiling, stored, block, warp, [*lanes, *own], warps, _sum)
         mark_copies_ahead(sch, chunk)
         func = branch_copies(_own_storage(sch.mod["main"], tiling, warps))
         return copies_ahead(evaluate_jumps(func, Window.of(tiling), rows))

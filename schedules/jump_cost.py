@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from tvm.target import Target
 
-from tvm_sparse.compute.jump_filter import READ_AHEAD, WORDS, Window
+from tvm_sparse.compute.jump_filter import FRAME, WORDS, Window
 from tvm_sparse.compute.packed_filter import ROW_START, SEGMENT_MULTIPLE
 from tvm_sparse.compute.warp_tiling import WARP, WarpTiling
 from tvm_sparse.errors import InputError
@@ -33,7 +33,7 @@ WORD = 4
 #: Multiprocessors, schedulers of each, clocks a microsecond, most warps.
 PROCESSORS, SCHEDULERS, CLOCKS_A_US, MOST_WARPS = 132, 4, 1900, 64
 #: Clocks from a jump to the next one of a warp, and instructions of an instruction of a program beside its own.
-JUMP_CLOCKS, OVERHEAD = 70, 9
+JUMP_CLOCKS, OVERHEAD = 70, 6
 #: Chunks that a worker's share of the channels is tried to be cut into.
 CUTS = (1, 2, 4, 8, 16, 32)
 #: Bytes a clock from L2 to shared memory; instructions of a copy; clocks to start and end a kernel, and a chunk.
@@ -44,7 +44,7 @@ def smallest_bytes(workload: ConvWorkload) -> int:
     """Shared memory of the smallest block of a filter without zeros."""
     knobs = _smallest(workload)
     window = Window.of(tiling_of(workload, knobs))
-    instructions = workload.r * workload.s * min(ROWS) + window.a_channel + 1 + READ_AHEAD
+    instructions = workload.r * workload.s * min(ROWS) + window.a_channel + FRAME
     return shared_bytes(tiling_of(workload, knobs), knobs, _rounded(instructions))
 
 
@@ -152,8 +152,8 @@ def segment_entries(tiling: WarpTiling, knobs: Knobs, density: float) -> int:
     window, warps = Window.of(tiling), int(knobs["warps"])
     programs = _Programs.of(tiling, window, int(knobs["rows"]), density)
     steps = tiling.chunks // tiling.splits
-    mean = warps * (programs.instructions / steps + 1)
-    return _rounded(math.ceil(mean + 3 * math.sqrt(mean) + READ_AHEAD))
+    mean = warps * (programs.instructions / steps + FRAME)
+    return _rounded(math.ceil(mean + 3 * math.sqrt(mean)))
 
 
 def estimate_us(tiling: WarpTiling, knobs: Knobs, density: float) -> float:

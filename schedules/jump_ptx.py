@@ -1,8 +1,8 @@
 """The loop over a program of `compute.jump_filter` as a function of CUDA whose body is PTX.
 
 Every nonzero jumps to the multiply-adds of its tap and output channel, which name the registers of their sums and
-inputs; from there the next one jumps on, so that a nonzero costs one jump. The next instruction is read before the
-multiply-adds of the one in front of it.
+inputs; from there the next one jumps on, so that a nonzero costs one jump. Where the next one goes is looked up while the
+multiply-adds run, since its code came with the word of the one before.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from tvm_sparse.compute.packed_filter import ROW_START
 #: The first characters of the names of these functions.
 PREFIX = "jumps_"
 INSTRUCTION_BYTES = 4 * WORDS
-#: Reads an instruction, moves on, and jumps by the one that was read before.
+#: Reads a word and the code behind it, moves on, and jumps by the code that was read before.
 _NEXT = (
-    "mov.b32 word, next_word;",
-    "mov.b32 code, next_code;",
-    "ld.shared.v2.b32 {next_word, next_code}, [place];",
+    "mov.b32 target, code;",
+    "ld.shared.v2.b32 {word, code}, [place];",
     f"add.u32 place, place, {INSTRUCTION_BYTES};",
-    "brx.idx.uni code, targets;",
+    "brx.idx.uni target, targets;",
 )
 
 
@@ -38,10 +37,10 @@ def jump_function(window: Window, vector: int) -> tuple[str, str]:
     labels = [f"tap{tap}_{v}" for tap in range(codes.taps) for v in range(vector)]
     xs = [f"x{load}" for load in range(len(window.loads))]
     lines = [
-        ".reg .b32 word, code, next_word, next_code, place, start;",
+        ".reg .b32 word, code, target, place, start;",
         f".reg .f32 {', '.join(xs)};",
         f"targets: .branchtargets {', '.join([*labels, 'load', 'end'])};",
-        f"ld.shared.v2.b32 {{next_word, next_code}}, [{program}];",
+        f"ld.shared.v2.b32 {{word, code}}, [{program}];",
         f"add.u32 place, {program}, {INSTRUCTION_BYTES};",
         *_NEXT,
     ]

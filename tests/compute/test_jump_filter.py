@@ -42,10 +42,10 @@ def carried_out(packed: JumpFilter, tiling: WarpTiling) -> np.ndarray:
         for row in range(packed.together):
             block = segment * packed.together + row
             start, length = divmod(int(packed.rows[chunk, block]), ROW_START)
-            words, kinds = packed.program[chunk, segment, start : start + length].T
+            pairs = packed.program[chunk, segment, start : start + length]
+            words, kinds = pairs[1:, 0], pairs[:-1, 1]
             assert kinds[-1] == codes.end and codes.end not in kinds[:-1]
-            # What is read behind the last instruction is there.
-            assert start + length < packed.entries
+            assert start + length <= packed.entries
             loaded: list[int] = []
             for word, kind in zip(words[:-1], kinds[:-1].tolist(), strict=True):
                 if kind == codes.load:
@@ -83,7 +83,7 @@ def test_a_window_is_loaded_once_for_all_its_nonzeros() -> None:
     assert window.a_channel == 3 and len(window.loads) == 4 + 2
     loads = int((packed.program[..., 1] == Codes(3, 8).load).sum())
     assert loads == sum((weight[first : first + 8] != 0).any(axis=(0, 2)).sum() for first in range(0, 24, 8))
-    assert (packed.rows % ROW_START).sum() == loads + np.count_nonzero(weight) + packed.rows.size
+    assert (packed.rows % ROW_START).sum() == loads + np.count_nonzero(weight) + 2 * packed.rows.size
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_a_nonzero_is_one_jump_to_its_multiply_adds():
     tiling = WarpTiling(LAYER, (1, 2, 16), (1, 4, 1), 5, 1, adjacent=True)
     window = Window.of(tiling)
     name, text = jump_function(window, 8)
-    pieces = re.split(r"\n    (\w+):(?= |\n)", text.split("brx.idx.uni code, targets;", 1)[1])
+    pieces = re.split(r"\n    (\w+):(?= |\n)", text.split("brx.idx.uni target, targets;", 1)[1])
     code = dict(zip(pieces[1::2], pieces[2::2], strict=True))
     assert len(code) == 3 * 8 + 2
     for tap in range(3):
@@ -88,7 +88,7 @@ def test_a_nonzero_is_one_jump_to_its_multiply_adds():
             sums = [4 * v + pixel for pixel in range(4)]
             inputs = [tap + pixel for pixel in range(4)]
             assert lines[:4] == [f"fma.rn.f32 %{n}, word, x{x}, %{n};" for n, x in zip(sums, inputs, strict=True)]
-            assert lines[-1] == "brx.idx.uni code, targets;" and len(lines) == 4 + 5
+            assert lines[-1] == "brx.idx.uni target, targets;" and len(lines) == 4 + 4
     assert len(re.findall(r"ld\.shared\.f32", code["load"])) == len(window.loads) == 6
     assert jump_function(window, 8)[0] == name != jump_function(window, 4)[0]
 

@@ -7,6 +7,9 @@ a 32-bit word and a code:
     (tap, v)  word = a nonzero, in float32         part[v, f] += word * x[place of pixel f at this tap]
     end
 
+The code of an instruction stands with the word of the one in front of it, so that a warp knows early where to jump; the
+first one's stands with a word that nobody reads.
+
 A window is the taps of one channel, some or all, whose inputs a thread loads together: pixels of neighbouring rows
 share most of the input of a column's taps, and all output channels share all of it. So what a load brings is multiplied
 by every nonzero of the window, (taps of the window x rows x density) of them in the mean.
@@ -26,8 +29,8 @@ from tvm_sparse.errors import InputError
 
 #: Bytes of an element of the input, and 32-bit words of an instruction.
 ELEMENT, WORDS = 4, 2
-#: Instructions behind the last one that may be read, since each is read before the one in front of it is done.
-READ_AHEAD = 1
+#: Instructions of a program beside its nonzeros and loads: where its first code stands, and the last one's word.
+FRAME = 2
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def _window(tiling: WarpTiling) -> Window:
 class JumpFilter:
     """The programs of all row blocks and chunks, in segments of the row blocks that a block of threads copies together.
 
-    program (chunks, segments, instructions, 2) int32 : word and code of an instruction; `Codes` says which are which
+    program (chunks, segments, instructions, 2) int32 : word of an instruction, code (see Codes) of the next one
     rows (chunks, row blocks) int32 : where in its segment a program starts, times ROW_START, plus its length
     """
 
@@ -174,12 +177,12 @@ def jump_filter(weight: NDArray, tiling: WarpTiling, vector: int, together: int)
     opens[1:] = (program[1:] != program[:-1]) | (in_program[1:] != in_program[:-1])
     loads = np.bincount(program[opens], minlength=chunks * blocks)
     nonzeros = np.bincount(program, minlength=chunks * blocks)
-    lengths = (nonzeros + loads + 1).reshape(chunks, blocks)
+    lengths = (nonzeros + loads + FRAME).reshape(chunks, blocks)
 
     starts = np.zeros_like(lengths)
     ends = lengths.reshape(chunks, -1, together).cumsum(axis=2)
     starts.reshape(ends.shape)[:, :, 1:] = ends[:, :, :-1]
-    most = int(ends.max()) + READ_AHEAD
+    most = int(ends.max())
     if most >= ROW_START // 2:
         raise InputError(f"{workload}: {most} instructions of a chunk staged at once; take fewer channels a chunk")
     entries = -(-most // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
@@ -190,11 +193,12 @@ def jump_filter(weight: NDArray, tiling: WarpTiling, vector: int, together: int)
     begins = (np.arange(chunks * blocks) // together * entries).reshape(starts.shape) + starts
     # Behind the instructions of all earlier nonzeros and windows of its program, and its own window's load.
     earlier = np.cumsum(nonzeros + loads) - (nonzeros + loads)
-    place = np.arange(len(order)) + np.cumsum(opens) - earlier[program] + begins.ravel()[program]
+    place = 1 + np.arange(len(order)) + np.cumsum(opens) - earlier[program] + begins.ravel()[program]
     flat[place, 0] = np.ascontiguousarray(values, np.float32).view(np.int32)
     flat[place, 1] = code
     first = in_program[opens] // window.a_channel * len(window.windows)
     columns = first + window.first_taps()[in_program[opens] % window.a_channel]
     flat[place[opens] - 1, 0] = tiling.offsets(columns.astype(np.int32)) * ELEMENT
     flat[place[opens] - 1, 1] = codes.load
+    flat[:-1, 1] = flat[1:, 1].copy()
     return JumpFilter(segments, (starts * ROW_START + lengths).astype(np.int32), vector)
