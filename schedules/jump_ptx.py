@@ -1,8 +1,8 @@
 """The loop over a program of `compute.jump_filter` as a function of CUDA whose body is PTX.
 
 Every nonzero jumps to the multiply-adds of its tap and output channel, which name the registers of their sums and
-inputs; from there the next one jumps on, so that a nonzero costs one jump. Where the next one goes is looked up while the
-multiply-adds run, since its code came with the word of the one before.
+inputs; from there the next one jumps on, so that a nonzero costs one jump. Where the next one goes is looked up while
+the multiply-adds run, since its code came with the word of the one before.
 """
 
 from __future__ import annotations
