@@ -60,7 +60,10 @@ def test_onnx_network(name: str, mode: str, tmp_path: Path) -> None:
     report = network.report()
     given = {node.name or node.input[1] for node in probed.graph.node if node.op_type == "Conv"}
     sparse = [layer for layer in report if layer.decision == "sparse"]
-    assert sum(layer.name in given for layer in report) >= 0.9 * len(report) >= 0.9 * about.convs
+    # Convolutions that read the same tensor are one layer, which leaves out what their names begin with alike.
+    names = [name for layer in report for name in layer.name.split(" + ")]
+    known = sum(any(one.endswith(name) for one in given) for name in names)
+    assert known >= 0.9 * len(names) >= 0.9 * about.convs
     eligible = [layer for layer in report if "transpose" not in layer.reason]
     assert sparse and (sparse == eligible or mode == "auto")
 

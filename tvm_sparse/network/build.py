@@ -25,6 +25,7 @@ from tvm_sparse.schedules.rules import apply_rules
 from tvm_sparse.tuning.lookup import KnownKernels
 from tvm_sparse.tvm_support import pass_config
 from tvm_sparse.tvm_support.dependent_launch import dependent_launch_pipeline, pays_to_overlap
+from tvm_sparse.tvm_support.hidden_items import without_items
 
 #: Called with the stage's name and the finished fraction of it.
 Progress = Callable[[str, float], None]
@@ -61,8 +62,12 @@ def lower_network(
                 relax.transform.LegalizeOps(),
                 relax.transform.AnnotateTIROpPattern(),
                 relax.transform.FoldConstant(),
-                relax.transform.FuseOps(),
-                relax.transform.FuseTIR(),
+            ]
+        )(module)
+        fuse = tvm.transform.Sequential([relax.transform.FuseOps(), relax.transform.FuseTIR()])
+        module = without_items(module, fuse)
+        module = tvm.transform.Sequential(
+            [
                 # A reshape between two kernels is a view; scheduled, it would be a kernel that copies.
                 relax.transform.RewriteDataflowReshape(),
                 relax.transform.DeadCodeElimination(["main"]),
