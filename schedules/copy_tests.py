@@ -20,10 +20,11 @@ COPIES = ("tile", "values", "offsets", "program", "rows")
 ALWAYS = tirx.const(True, "bool")
 
 
-def branch_copies(func: tirx.PrimFunc) -> tirx.PrimFunc:
+def branch_copies(func: tirx.PrimFunc, ahead: bool = True) -> tirx.PrimFunc:
     """Turn `tile[..] = if_then_else(inside, x[..], 0)` into two copies under a branch, around loops where it holds.
 
-    TVM 0.27 makes asynchronous copies of several elements only where there is no test in the value.
+    TVM 0.27 makes asynchronous copies of several elements only where there is no test in the value. `ahead` says that
+    copies run ahead in a software pipeline or the like, which makes them asynchronous.
     """
     func = func.with_body(tvm_ffi.structural_map(func.body, (s_tir.SBlock, _branched), order="post"))
     analyzer = Analyzer()
@@ -34,7 +35,7 @@ def branch_copies(func: tirx.PrimFunc) -> tirx.PrimFunc:
     tvm_ffi.structural_walk(func.body, (tirx.For, know), order="pre")
 
     def rewrite(loop: tirx.For) -> Any:
-        return _tested_once(loop, analyzer)
+        return _tested_once(loop, analyzer, ahead)
 
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, rewrite), order="pre"))
 
@@ -55,12 +56,14 @@ def _branched(block: s_tir.SBlock) -> Any:
     return changed_block(block, body=body)
 
 
-def _tested_once(loop: tirx.For, analyzer: Analyzer) -> Any:
+def _tested_once(loop: tirx.For, analyzer: Analyzer, ahead: bool) -> Any:
     """A loop of copies behind the tests that hold for all its steps, or the loop as it is."""
     copy = _copy_in(loop)
     if copy is None:
         return loop
     realize, loop_vars = copy
+    if ahead and _one_run(loop, realize, analyzer):
+        return loop
     predicate = analyzer.simplify(realize.predicate)
     if uses(predicate, *loop_vars):
         return loop
@@ -78,7 +81,7 @@ def _tested_once(loop: tirx.For, analyzer: Analyzer) -> Any:
 def _copy_in(statement: Any) -> tuple[s_tir.SBlockRealize, list[Any]] | None:
     """The copy that is all there is in a loop, and the variables of the loops around it.
 
-    None of copies of several elements one by one: TVM 0.27 takes them, without a test, for a copy that CUDA has not.
+    None of copies of several elements one by one: see `_one_run`.
     """
     loop_vars = []
     while isinstance(statement, tirx.For):
@@ -90,6 +93,30 @@ def _copy_in(statement: Any) -> tuple[s_tir.SBlockRealize, list[Any]] | None:
     if not isinstance(statement, s_tir.SBlockRealize) or not statement.block.name_hint.startswith(COPIES):
         return None
     return statement, loop_vars
+
+
+def _one_run(loop: tirx.For, realize: s_tir.SBlockRealize, analyzer: Analyzer) -> bool:
+    """Whether the steps of a loop copy from one run of elements to one.
+
+    TVM 0.27 takes such a loop, without a test, for a copy that CUDA has not.
+    """
+    length, inner = 1, loop.body
+    while isinstance(inner, tirx.For):
+        length *= int(inner.extent)
+        inner = inner.body
+    body = realize.block.body
+    store = body.then_case if isinstance(body, tirx.IfThenElse) else body
+    if not isinstance(store, tirx.BufferStore) or not isinstance(store.value, tvm.ir.TensorLoad):
+        return False
+    own = [(each.var, value) for each, value in zip(realize.block.iter_vars, realize.iter_values, strict=True)]
+
+    def step(buffer: Any, indices: Any) -> Any:
+        (place,) = buffer.offset_of(list(indices))
+        place = substituted(place, own)
+        return analyzer.simplify(substituted(place, [(loop.loop_var, loop.loop_var + 1)]) - place)
+
+    steps = step(store.buffer, store.indices), step(store.value.source, store.value.indices)
+    return all(isinstance(each, tirx.IntImm) and int(each) == length for each in steps)
 
 
 def _with_block(loop: tirx.For, **changes: Any) -> tirx.For:

@@ -178,7 +178,7 @@ class CudaTensor(Template):
         (sch.unroll if tiling.workload.q % 2 else sch.vectorize)(e)
         sch.annotate(own_mt, MMA, 1)
         func = _multiply(sch.mod["main"], tiling)
-        return branch_copies(keep_own_lane(func, "part_local", dim=-3))
+        return branch_copies(keep_own_lane(func, "part_local", dim=-3), ahead=False)
 
 
 def _stage(sch: s_tir.Schedule, block: Any, warps: int, width: int) -> None:

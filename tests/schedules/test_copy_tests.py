@@ -36,3 +36,20 @@ def test_the_tests_do_not_grow_with_the_copies(template, more):
 def test_channels_that_are_not_there_are_tested_one_by_one():
     whole, ragged = (branches("cuda_pixel", 8, c) for c in (16, 12))
     assert ragged[0] > whole[0]
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        ConvWorkload(1, 4, 9, 9, 2, 3, 3),
+        ConvWorkload(2, 4, 1, 64, 2, 1, 1),
+        ConvWorkload(4, 4, 5, 1, 2, 1, 2, padding=(0, 1, 0, 0)),
+    ],
+    ids=str,
+)
+def test_starts_of_one_row_block_are_no_run_of_copies(workload):
+    """With one row block a thread copies neighbouring elements, chunk by chunk, which TVM takes for something else."""
+    knobs = {"warps": 1, "blocks_per_warp": 1, "format": "column_vector:2", "splits": 2, "split_over": "warps"}
+    knobs |= {"lanes": "1x1x32", "pixels": "1x1x1", "channels": 2, "pad_to": 1}
+    built = kernel("cuda_pixel_nonzero", Case(workload, 0.5, "", 1), GPU, **knobs)
+    assert "cp_async" in cuda_on_cpu.cuda_source(built.func, GPU)
