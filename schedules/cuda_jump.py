@@ -13,7 +13,7 @@ Registers cannot be indexed, so that a kernel whose filter is data reads every o
 cache. Here the code is (taps of a window) x rows pieces of a few multiply-adds each, whatever the filter, which says in
 which order to run them. An input is read once for all taps and output channels that use it:
 
-    loads of a window / (nonzeros of a window x pixels) + 1 / pixels    words a multiply-add, 1.1 of cuda_pixel
+    loads of a window / (nonzeros of a window x pixels) + 1 / pixels    loads a multiply-add, 1.1 of cuda_pixel
 
 What it costs is a jump for every nonzero, whose target is read from constant memory; other warps run meanwhile, and the
 pixels of a thread share it. The chunks are dealt out to `splits` warps, whose sums the block adds in shared memory.
@@ -71,9 +71,10 @@ class CudaJump(Template):
             "lanes": tuple(map(tiles.extents_text, tiles.lane_shapes(workload))),
             "pixels": tuple(map(tiles.extents_text, tiles.pixel_shapes(workload))),
             "channels": tiles.tile_space(workload)["channels"],
-            "rows": jump_cost.ROWS,
-            "warps": tiles.warp_counts(workload),
+            "rows": jump_cost.row_counts(workload),
+            "warps": jump_cost.warp_counts(workload),
             "splits": jump_cost.splits(workload),
+            "jumps": jump_cost.JUMPS,
         }
 
     def default(self, workload: ConvWorkload, density: float, target: Target) -> dict[str, int | str]:
@@ -118,7 +119,7 @@ class CudaJump(Template):
             chunk = sum_together(sch, tiling, stored, block, warp, [*lanes, *own], warps, _sum)
         mark_copies_ahead(sch, chunk)
         func = branch_copies(_own_storage(sch.mod["main"], tiling, warps))
-        return copies_ahead(evaluate_jumps(func, Window.of(tiling), rows))
+        return copies_ahead(evaluate_jumps(func, Window.of(tiling), rows, int(knobs["jumps"])))
 
 
 def _sum(sch: s_tir.Schedule, tiling: WarpTiling, loop: Any, threads: dict[str, int]) -> Any:

@@ -21,7 +21,7 @@ from tvm_sparse.schedules.storage import whole
 
 JUMPS = "jumps"
 #: What the function takes of shared memory, in its order.
-STAGED = ("tile", "program", "rows")
+ARGUMENTS = ("tile", "program", "rows")
 
 
 def mark_jumps(sch: s_tir.Schedule, loop: Any) -> None:
@@ -29,9 +29,9 @@ def mark_jumps(sch: s_tir.Schedule, loop: Any) -> None:
     sch.annotate(loop, JUMPS, 1)
 
 
-def evaluate_jumps(func: tirx.PrimFunc, window: Window, vector: int) -> tirx.PrimFunc:
-    """Replace the marked loop, over the block `part[..] += number * tile[..]`, by the jumps of its program."""
-    name, text = jump_function(window, vector)
+def evaluate_jumps(func: tirx.PrimFunc, window: Window, vector: int, jumps: int) -> tirx.PrimFunc:
+    """Replace the marked loop, over the block `part[..] += number * tile[..]`, by what `jump_function` gives."""
+    name, text = jump_function(window, vector, jumps)
 
     def rewrite(loop: tirx.For) -> Any:
         return _call(loop, name, text) if JUMPS in loop.annotations else loop
@@ -70,7 +70,7 @@ def _call(loop: tirx.For, name: str, text: str) -> Any:
         return loads[name].source.access_ptr("r", offset=analyzer.simplify(place))
 
     part = block.body.buffer
-    staged = [first(name) for name in STAGED]
+    staged = [first(name) for name in ARGUMENTS]
     call = cuda_func_call(name, part.access_ptr("rw"), *staged, source_code=text)
-    regions = [whole(part), *(whole(loads[name].source) for name in STAGED)]
+    regions = [whole(part), *(whole(loads[name].source) for name in ARGUMENTS)]
     return s_tir.SBlockRealize([], True, s_tir.SBlock([], regions, regions[:1], "jumps", tirx.Evaluate(call)))

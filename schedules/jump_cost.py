@@ -24,16 +24,23 @@ from tvm_sparse.workload import ConvWorkload
 
 #: Output channels of a warp.
 ROWS = (4, 8, 12, 16, 24, 32)
-#: Sums of a thread, operands of the code that has them; pieces of code, which jumps are among.
-MOST_SUMS, MOST_PIECES = 120, 128
+#: Jumps that pieces of code share; 0 stands for one each.
+JUMPS = (0, 8, 1)
+#: Sums of a thread, which are operands of its code; pieces of code, each with a table of jumps to all in 64 KiB.
+MOST_SUMS, MOST_PIECES = 120, 120
+#: Registers of a thread, at most.
+MOST_REGISTERS = 255
 #: Registers of a thread beside sums and inputs; what a multiprocessor has, and its shared memory in bytes.
 OTHER_REGISTERS, REGISTERS, SHARED_BYTES = 24, 65536, 227 * 1024
 #: Bytes of a word: of the input, of sums, half an instruction, the start of a program.
 WORD = 4
 #: Multiprocessors, schedulers of each, clocks a microsecond, most warps.
 PROCESSORS, SCHEDULERS, CLOCKS_A_US, MOST_WARPS = 132, 4, 1900, 64
-#: Clocks from a jump to the next one of a warp, and instructions of an instruction of a program beside its own.
-JUMP_CLOCKS, OVERHEAD = 70, 6
+#: Bytes of tables of jumps that the nearest cache of constants holds; and of a target.
+TABLE_CACHE, TARGET = 2048, 4
+#: Clocks from a jump to the next one of a warp, with a jump each or a shared one, whose tables fit the cache; and more
+#: where they do not. Instructions of an instruction of a program beside its own.
+JUMP_CLOCKS, SHARED_CLOCKS, MISS_CLOCKS, OVERHEAD = 55, 83, 65, 6
 #: Chunks that a worker's share of the channels is tried to be cut into.
 CUTS = (1, 2, 4, 8, 16, 32)
 #: Bytes a clock from L2 to shared memory; instructions of a copy; clocks to start and end a kernel, and a chunk.
@@ -46,6 +53,35 @@ def smallest_bytes(workload: ConvWorkload) -> int:
     window = Window.of(tiling_of(workload, knobs))
     instructions = workload.r * workload.s * min(ROWS) + window.a_channel + FRAME
     return shared_bytes(tiling_of(workload, knobs), knobs, _rounded(instructions))
+
+
+def row_counts(workload: ConvWorkload) -> tuple[int, ...]:
+    """Output channels of a warp that leave less than half of them idle."""
+    whole = [n for n in ROWS if workload.groups == 1 or workload.k_per_group % n == 0]
+    return tuple(n for n in whole if n == min(ROWS) or n < 2 * workload.k_per_group)
+
+
+def warp_counts(workload: ConvWorkload) -> tuple[int, ...]:
+    """Warps of a block, of the fewest output channels, that leave less than half of them idle."""
+    whole = [
+        n for n in tiles.warp_counts(workload) if workload.groups == 1 or workload.k_per_group % (min(ROWS) * n) == 0
+    ]
+    return tuple(n for n in whole if n == 1 or min(ROWS) * n < 2 * workload.k_per_group)
+
+
+def jumps(pieces: int) -> int:
+    """Of JUMPS the one with which the tables of so many pieces of code fit the cache, as far as one does."""
+    return next((each for each in JUMPS if _table_bytes(pieces, each) <= TABLE_CACHE), JUMPS[-1])
+
+
+def _table_bytes(pieces: int, shared: int) -> int:
+    targets = pieces + 2
+    return (shared or targets) * targets * TARGET
+
+
+def _jump_clocks(pieces: int, shared: int) -> int:
+    misses = _table_bytes(pieces, shared) > TABLE_CACHE
+    return (SHARED_CLOCKS if shared else JUMP_CLOCKS) + (MISS_CLOCKS if misses else 0)
 
 
 def splits(workload: ConvWorkload) -> tuple[int, ...]:
@@ -76,7 +112,7 @@ def check_block(tiling: WarpTiling, knobs: Knobs, instructions: int, target: Tar
     ------
     InputError
         Too many threads, registers or pieces of code, too much shared memory, sums that the workers cannot share
-        evenly, or blocks with idle output channels or of two groups.
+        evenly, or blocks half of whose output channels would be idle or that reach over two groups.
     """
     workload, window = tiling.workload, Window.of(tiling)
     rows, warps = int(knobs["rows"]), int(knobs["warps"])
@@ -86,6 +122,7 @@ def check_block(tiling: WarpTiling, knobs: Knobs, instructions: int, target: Tar
         "bytes of shared memory a block": (shared_bytes(tiling, knobs, instructions), shared_limit(target)),
         "sums a thread": (_sums(knobs), MOST_SUMS),
         "pieces of code": (len(window.places) * rows, MOST_PIECES),
+        "registers a thread": (_registers(knobs, window), MOST_REGISTERS),
         "registers a block": (_registers(knobs, window) * threads, REGISTERS),
         "instructions of a chunk": (instructions, ROW_START // 2),
     }
@@ -176,7 +213,7 @@ def estimate_us(tiling: WarpTiling, knobs: Knobs, density: float) -> float:
 
     shared = programs.nonzeros + programs.windows * (1 + len(window.loads) * tiling.conflicts)
     issued = programs.nonzeros * (pixels + OVERHEAD) + programs.windows * (len(window.loads) + OVERHEAD)
-    waits = programs.instructions * JUMP_CLOCKS
+    waits = programs.instructions * _jump_clocks(len(window.places) * rows, int(knobs["jumps"]))
     steps = tiling.chunks // tiling.splits
     copied = steps * tiling.splits * (tiling.elements + entries * WORDS)
     copies = steps * tiling.splits * (tiling.elements / tiling.copy_width + entries / 2) * COPY_COST / WARP
@@ -232,8 +269,9 @@ def _candidates(workload: ConvWorkload) -> Iterator[tuple[WarpTiling, dict[str, 
                 tiling = WarpTiling(workload, lanes, pixels, channels, split, adjacent=True)
                 knobs: dict[str, int | str] = {"lanes": tiles.extents_text(lanes), "channels": channels}
                 knobs |= {"pixels": tiles.extents_text(pixels), "splits": split}
+                taps = len(Window.of(tiling).places)
                 for rows, warps in blocks:
-                    yield tiling, {**knobs, "rows": rows, "warps": warps}
+                    yield tiling, {**knobs, "rows": rows, "warps": warps, "jumps": jumps(taps * rows)}
 
 
 def _smallest(workload: ConvWorkload) -> dict[str, int | str]:
@@ -246,4 +284,5 @@ def _smallest(workload: ConvWorkload) -> dict[str, int | str]:
         "rows": min(ROWS),
         "warps": 1,
         "splits": 1,
+        "jumps": 0,
     }

@@ -3,6 +3,9 @@
 Every nonzero jumps to the multiply-adds of its tap and output channel, which name the registers of their sums and
 inputs; from there the next one jumps on, so that a nonzero costs one jump. Where the next one goes is looked up while
 the multiply-adds run, since its code came with the word of the one before.
+
+ptxas gives every jump a table of its own in constant memory. Where these are too many for its cache, pieces of code end
+with a branch to one of a few jumps, whose target is looked up after the branch.
 """
 
 from __future__ import annotations
@@ -24,12 +27,13 @@ _NEXT = (
 )
 
 
-def jump_function(window: Window, vector: int) -> tuple[str, str]:
+def jump_function(window: Window, vector: int, jumps: int = 0) -> tuple[str, str]:
     """Name and text of a function `(float* part, const float* first, const int* segment, const int* row)`.
 
     It runs the program that begins in `segment` where `row` says (see JumpFilter). part[v * pixels + f] are the sums of
     `vector` output channels and the pixels of a thread; `first` is where a window of offset 0 begins. All but the sums
-    are in shared memory. The text is valid for CUDA C++ of nvcc and NVRTC.
+    are in shared memory. There are so many `jumps`; 0 stands for one behind every piece of code. The text is valid for
+    CUDA C++ of nvcc and NVRTC.
     """
     pixels, codes = len(window.places[0]), Codes(len(window.places), vector)
     sums = range(vector * pixels)
@@ -42,17 +46,25 @@ def jump_function(window: Window, vector: int) -> tuple[str, str]:
         f"targets: .branchtargets {', '.join([*labels, 'load', 'end'])};",
         f"ld.shared.v2.b32 {{word, code}}, [{program}];",
         f"add.u32 place, {program}, {INSTRUCTION_BYTES};",
-        *_NEXT,
+        *(["bra.uni jump0;"] if jumps else _NEXT),
     ]
-    for label, (tap, v) in zip(labels, ((tap, v) for tap in range(codes.taps) for v in range(vector)), strict=True):
+
+    def jump(piece: int) -> list[str]:
+        """What stands behind a piece of code."""
+        if jumps and piece >= jumps:
+            return [f"bra.uni jump{piece % jumps};"]
+        return [f"jump{piece}:", *_NEXT] if jumps else [*_NEXT]
+
+    for piece, label in enumerate(labels):
+        tap, v = divmod(piece, vector)
         lines.append(f"{label}:")
         for pixel, load in enumerate(window.places[tap]):
             total = f"%{v * pixels + pixel}"
             lines.append(f"fma.rn.f32 {total}, word, {xs[load]}, {total};")
-        lines += _NEXT
+        lines += jump(piece)
     lines += ["load:", f"add.u32 start, {first}, word;"]
     lines += [f"ld.shared.f32 {x}, [start+{at * ELEMENT}];" for x, at in zip(xs, window.loads, strict=True)]
-    lines += [*_NEXT, "end:"]
+    lines += [*jump(len(labels)), "end:"]
 
     code = "\n    ".join(lines)
     results = ", ".join(f'"+f"(part[{total}])' for total in sums)

@@ -28,7 +28,9 @@ _RULES = [
     ),
     (
         r"ld\.shared\.v2\.b32 \{(\w+), (\w+)\}, \[(.+)\]",
-        lambda x, y, at: f"{x} = load_shared<unsigned>({at}), {y} = load_shared<unsigned>({at} + 4)",
+        lambda x, y, at: (
+            f"assert({at} % 8 == 0), {x} = load_shared<unsigned>({at}), {y} = load_shared<unsigned>({at} + 4)"
+        ),
     ),
     (r"add\.u32 (\w+), (\w+), (\w+)", lambda to, x, y: f"{to} = {x} + {y}"),
     (r"mov\.b32 (\w+), (\w+)", lambda to, x: f"{to} = {x}"),
@@ -36,7 +38,11 @@ _RULES = [
         r"(\w+): \.branchtargets ([\w, ]+)",
         lambda name, labels: f"static void* {name}[] = {{{', '.join('&&' + each for each in labels.split(', '))}}}",
     ),
-    (r"brx\.idx\.uni (\w+), (\w+)", lambda at, targets: f"goto *{targets}[{at}]"),
+    (
+        r"brx\.idx\.uni (\w+), (\w+)",
+        lambda at, targets: f"assert({at} < sizeof {targets} / sizeof *{targets}); goto *{targets}[{at}]",
+    ),
+    (r"bra\.uni (\w+)", lambda label: f"goto {label}"),
     (r"mov\.b(?:16|32) (\w+), (0|0x\w{8})", lambda to, number: f"{to} = {number}"),
 ]
 

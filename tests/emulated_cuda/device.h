@@ -1,6 +1,7 @@
 // What generated CUDA C++ needs of CUDA, for g++. Light to include, since every kernel is compiled with it: what is long
 // lies in device.cc, compiled once.
 #pragma once
+#include <cassert>
 #include <cmath>
 #include <cstddef>
 #include <cstring>

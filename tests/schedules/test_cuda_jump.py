@@ -90,7 +90,29 @@ def test_a_nonzero_is_one_jump_to_its_multiply_adds():
             assert lines[:4] == [f"fma.rn.f32 %{n}, word, x{x}, %{n};" for n, x in zip(sums, inputs, strict=True)]
             assert lines[-1] == "brx.idx.uni target, targets;" and len(lines) == 4 + 4
     assert len(re.findall(r"ld\.shared\.f32", code["load"])) == len(window.loads) == 6
+    assert text.count("brx.idx") == 3 * 8 + 2
     assert jump_function(window, 8)[0] == name != jump_function(window, 4)[0]
+
+
+@pytest.mark.parametrize("jumps", [1, 3, 40])
+def test_pieces_of_code_may_share_jumps(jumps):
+    window = Window.of(WarpTiling(LAYER, (1, 2, 16), (1, 4, 1), 5, 1, adjacent=True))
+    _, text = jump_function(window, 8, jumps)
+    pieces = 3 * 8 + 1
+    assert text.count("brx.idx") == min(jumps, pieces)
+    assert text.count("bra.uni") == 1 + max(0, pieces - jumps)
+    assert text.count("fma.rn") == 3 * 8 * 4
+
+
+@needs_gcc
+@pytest.mark.parametrize("jumps", jump_cost.JUMPS)
+def test_every_number_of_jumps_is_right(jumps):
+    assert check("cuda_jump", Case(LAYER, 0.2, "rows", 5), GPU, **{**KNOBS, "rows": 8, "jumps": jumps})
+
+
+def test_tables_of_jumps_fit_the_cache_by_default():
+    chosen = {pieces: jump_cost.jumps(pieces) for pieces in (4, 12, 24, 48, 96, 120)}
+    assert chosen == {4: 0, 12: 0, 24: 8, 48: 8, 96: 1, 120: 1}
 
 
 @pytest.mark.skipif(not has_cuda(), reason="no nvcc here")
@@ -133,6 +155,13 @@ def test_the_default_fits_whatever_the_workload(shape, limits):
 def test_what_does_not_fit_is_refused(changes, message):
     with pytest.raises(InputError, match=re.escape(message)):
         kernel("cuda_jump", Case(LAYER, 0.1, "", 1), gpu(max_shared_memory_per_block=49152), **{**KNOBS, **changes})
+
+
+def test_windows_of_too_many_inputs_are_refused():
+    case = Case(ConvWorkload(1, 8, 64, 16, 8, 32, 1), 0.1, "", 1)
+    knobs = {"lanes": "1x32x1", "pixels": "1x2x7", "channels": 1, "rows": 4, "warps": 1, "splits": 1, "jumps": 0}
+    with pytest.raises(InputError, match="311 registers a thread, 255 at most"):
+        kernel("cuda_jump", case, GPU, **knobs)
 
 
 def test_what_does_not_apply_says_why():
