@@ -158,10 +158,17 @@ def test_what_does_not_fit_is_refused(changes, message):
 
 
 def test_windows_of_too_many_inputs_are_refused():
-    case = Case(ConvWorkload(1, 8, 64, 16, 8, 32, 1), 0.1, "", 1)
-    knobs = {"lanes": "1x32x1", "pixels": "1x2x7", "channels": 1, "rows": 4, "warps": 1, "splits": 1, "jumps": 0}
-    with pytest.raises(InputError, match="311 registers a thread, 255 at most"):
+    case = Case(ConvWorkload(1, 8, 64, 16, 8, 24, 1), 0.1, "", 1)
+    knobs = {"lanes": "1x32x1", "pixels": "1x4x7", "channels": 1, "rows": 4, "warps": 1, "splits": 1, "jumps": 0}
+    with pytest.raises(InputError, match="325 registers a thread, 255 at most"):
         kernel("cuda_jump", case, GPU, **knobs)
+
+
+@needs_gcc
+def test_a_kernel_of_many_rows_is_taken_tap_by_tap():
+    case = Case(ConvWorkload(1, 8, 64, 16, 8, 25, 1), 0.1, "", 1)
+    assert len(Window.of(JUMP.tiling(case.workload, JUMP.default(case.workload, 0.1, GPU))).places) == 1
+    assert check("cuda_jump", case, GPU)
 
 
 def test_what_does_not_apply_says_why():

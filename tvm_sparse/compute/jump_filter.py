@@ -17,6 +17,7 @@ by every nonzero of the window, (taps of the window x rows x density) of them in
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -29,6 +30,8 @@ from tvm_sparse.errors import InputError
 
 #: Bytes of an element of the input, and 32-bit words of an instruction.
 ELEMENT, WORDS = 4, 2
+#: Taps of a window: each is a piece of code for every output channel of a warp.
+MOST_TAPS = 24
 #: Instructions of a program beside its nonzeros and loads: where its first code stands, and the last one's word.
 FRAME = 2
 
@@ -86,7 +89,7 @@ class Window:
 def _window(tiling: WarpTiling) -> Window:
     workload = tiling.workload
     options = dict.fromkeys(((1, 1), (workload.r, 1), (1, workload.s)))
-    windows = [Window.along(tiling, *axes) for axes in options]
+    windows = [Window.along(tiling, *axes) for axes in options if math.prod(axes) <= MOST_TAPS]
     return min(windows, key=lambda window: (window.a_channel * len(window.loads), len(window.places)))
 
 
