@@ -250,10 +250,11 @@ def test_keys_of_kernels_change_with_all_that_a_kernel_is_made_of(monkeypatch):
     assert job.key not in keys
 
 
-@pytest.mark.parametrize(("batch", "arch", "overlapping"), [(1, "sm_90", 4), (8, "sm_90", 0), (1, "sm_80", 0)])
-def test_variants_overlap_where_compile_lets_them(batch, arch, overlapping):
+@pytest.mark.parametrize(("batch", "arch", "overlaps"), [(1, "sm_90", True), (8, "sm_90", False), (1, "sm_80", False)])
+def test_variants_overlap_where_compile_lets_them(batch, arch, overlaps):
     variants = variants_of(Case("r50_14_3", batch, 0.9), job_target(arch))
     alone = [variant for variant in variants if not variant.overlap]
-    assert len(variants) - len(alone) == overlapping
+    overlapping = sum(not variant.last_resort for variant in alone) if overlaps else 0
+    assert len(alone) >= 4 and len(variants) - len(alone) == overlapping
     assert len({(v.template, v.overlap) for v in variants}) == len(variants)
     assert {v.template for v in variants if v.overlap} == {v.template for v in alone[:overlapping]}
