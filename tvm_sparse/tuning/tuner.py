@@ -91,7 +91,7 @@ def tune(
     ----------
     log : a folder; what it holds counts: finished trials are not repeated, other layers' records guide the search
     begin, told : called with the tallies of all layers before the first trial, and with one after each of its trials
-    warn : called with a line for every damaged line of the log
+    warn : called with a line for every damaged line of the log, and where Ctrl-C ends the session
 
     Raises
     ------
@@ -115,7 +115,7 @@ def tune(
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tvm-sparse-"))
         builders, runners = stack.enter_context(_workers(setting))
-        stack.enter_context(_interruptible(book))
+        stack.enter_context(_interruptible(book, warn))
         _search(book, setting, builders, runners, Path(folder))
     return [summary(tally) for tally in book.tallies.values()]
 
@@ -235,12 +235,18 @@ def _workers(setting: Setting) -> Iterator[tuple[WorkerPool, WorkerPool]]:
 
 
 @contextmanager
-def _interruptible(book: TrialBook) -> Iterator[None]:
-    """Let Ctrl-C and faults out as what they are: MetaSchedule turns whatever passes through it into its own errors."""
+def _interruptible(book: TrialBook, warn: Callable[[str], None]) -> Iterator[None]:
+    """Let Ctrl-C and faults out as what they are: MetaSchedule turns whatever passes through it into its own errors.
+
+    The first Ctrl-C lets the trials under way end, as a fault does: raised anywhere, also where C++ calls back and can
+    take no exception, it ended one session in ten by a segmentation fault. The second one does not wait.
+    """
 
     def interrupt(*_: Any) -> None:
+        if isinstance(book.fault, KeyboardInterrupt):
+            raise KeyboardInterrupt
         book.fault = book.fault or KeyboardInterrupt()
-        raise KeyboardInterrupt
+        warn("ends when the trials under way are done; Ctrl-C again ends it now")
 
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, interrupt) if main else None
