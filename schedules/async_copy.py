@@ -21,7 +21,7 @@ from tvm.script import tirx as T
 from tvm_sparse.tvm_support.fresh_places import places_from_here_on
 from tvm_sparse.tvm_support.statements import in_sequence
 
-COPY_AHEAD, COPY_AT_ONCE, COPY_STEPS_AHEAD = "copy_ahead", "copy_at_once", "copy_steps_ahead"
+COPY_AHEAD, COPY_AT_ONCE, COPY_BUFFERS_AHEAD = "copy_ahead", "copy_at_once", "copy_buffers_ahead"
 COPY_BYTES = 4
 
 
@@ -98,20 +98,20 @@ def _a_step_ahead(loop: tirx.For, copy: Any, work: Any) -> Any:
     return tirx.For(loop.loop_var, loop.min, loop.extent + 1, loop.kind, tirx.SeqStmt(steps), None, {})
 
 
-def mark_copies_ahead(sch: s_tir.Schedule, loop: Any) -> None:
-    """Mark the loop over chunks whose body copies to several buffers, then works, for `copies_ahead`."""
-    sch.annotate(loop, COPY_STEPS_AHEAD, 1)
+def mark_copy_buffers_ahead(sch: s_tir.Schedule, loop: Any) -> None:
+    """Mark the loop over chunks whose body copies to several buffers, then works, for `copy_buffers_ahead`."""
+    sch.annotate(loop, COPY_BUFFERS_AHEAD, 1)
 
 
-def copies_ahead(func: tirx.PrimFunc) -> tirx.PrimFunc:
+def copy_buffers_ahead(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """In the loop that was marked, copy for the chunk after the one that is worked on.
 
-    The buffers have room for two chunks that alternate. What works on a chunk is there once, unlike in TVM's software
-    pipeline, which repeats it behind the loop for the last chunk.
+    The buffers have room for two chunks that alternate. Copies have no test in their value: see copy_tests. What works
+    on a chunk is there once, unlike in TVM's software pipeline, which repeats it behind the loop for the last chunk.
     """
 
     def rewrite(loop: tirx.For) -> Any:
-        if COPY_STEPS_AHEAD not in loop.annotations:
+        if COPY_BUFFERS_AHEAD not in loop.annotations:
             return loop
         *copies, work = loop.body.seq
         # What TVM's passes take for copies that may be asynchronous.

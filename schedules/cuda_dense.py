@@ -57,9 +57,7 @@ class CudaDense(Template):
 
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
         return {
-            "lanes": tuple(map(tiles.extents_text, tiles.lane_shapes(workload))),
-            "pixels": tuple(map(tiles.extents_text, tiles.pixel_shapes(workload))),
-            "channels": tiles.tile_space(workload)["channels"],
+            **tiles.shape_space(workload),
             "warps": dense_cost.WARPS,
             "vector": dense_cost.VECTORS,
             "splits": tuple(n for n in dense_cost.SPLITS if n <= workload.c_per_group),

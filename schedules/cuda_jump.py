@@ -13,7 +13,8 @@ Registers cannot be indexed, so that a kernel whose filter is data reads every o
 cache. Here the code is (taps of a window) x rows pieces of a few multiply-adds each, whatever the filter, which says in
 which order to run them. An input is read once for all taps and output channels that use it:
 
-    loads of a window / (nonzeros of a window x pixels) + 1 / pixels    loads a multiply-add, 1.1 of cuda_pixel
+    loads of a window / (nonzeros of a window x pixels) + 1 / pixels    loads a multiply-add
+    1 + 1 / pixels                                                      those of cuda_pixel
 
 What it costs is a jump for every nonzero, whose target is read from constant memory; other warps run meanwhile, and the
 pixels of a thread share it. The chunks are dealt out to `splits` warps, whose sums the block adds in shared memory.
@@ -33,7 +34,7 @@ from tvm_sparse.compute.warp_tiling import WarpTiling
 from tvm_sparse.schedules import cuda_stages as stages
 from tvm_sparse.schedules import cuda_tiles as tiles
 from tvm_sparse.schedules import jump_cost
-from tvm_sparse.schedules.async_copy import copies_ahead, mark_copies_ahead
+from tvm_sparse.schedules.async_copy import copy_buffers_ahead, mark_copy_buffers_ahead
 from tvm_sparse.schedules.base import Kernel, Knobs, Template
 from tvm_sparse.schedules.copy_tests import branch_copies
 from tvm_sparse.schedules.gpu_target import copies_asynchronously, shared_limit
@@ -68,9 +69,7 @@ class CudaJump(Template):
 
     def space(self, workload: ConvWorkload, target: Target) -> dict[str, tuple[int | str, ...]]:
         return {
-            "lanes": tuple(map(tiles.extents_text, tiles.lane_shapes(workload))),
-            "pixels": tuple(map(tiles.extents_text, tiles.pixel_shapes(workload))),
-            "channels": tiles.tile_space(workload)["channels"],
+            **tiles.shape_space(workload),
             "rows": jump_cost.row_counts(workload),
             "warps": jump_cost.warp_counts(workload),
             "splits": jump_cost.splits(workload),
@@ -117,9 +116,9 @@ class CudaJump(Template):
             chunk = sum_alone(sch, tiling, warp, [*lanes, *own], warps, _sum)
         else:
             chunk = sum_together(sch, tiling, stored, block, warp, [*lanes, *own], warps, _sum)
-        mark_copies_ahead(sch, chunk)
+        mark_copy_buffers_ahead(sch, chunk)
         func = branch_copies(_own_storage(sch.mod["main"], tiling, warps))
-        return copies_ahead(evaluate_jumps(func, Window.of(tiling), rows, int(knobs["jumps"])))
+        return copy_buffers_ahead(evaluate_jumps(func, Window.of(tiling), rows, int(knobs["jumps"])))
 
 
 def _sum(sch: s_tir.Schedule, tiling: WarpTiling, loop: Any, threads: dict[str, int]) -> Any:

@@ -102,18 +102,9 @@ def _sums(knobs: Knobs) -> int:
 
 
 def _shared_evenly(knobs: Knobs, workers: int) -> bool:
-    """Whether whole loops, innermost first, and a factor of the next one make up the workers of a sum.
-
-    s_tir can undo no other cut of the fused loops over row blocks, vector and the three of the pixels.
-    """
+    """Whether the warps of a block can share the loops over row blocks, vector and the three of the pixels."""
     loops = (int(knobs["blocks_per_warp"]), tiles.vector_of(knobs), *tiles.extents(knobs["pixels"]))
-    for extent in reversed(loops):
-        if extent % workers == 0:
-            return True
-        if workers % extent:
-            return False
-        workers //= extent
-    return workers == 1
+    return tiles.shared_evenly(loops, workers)
 
 
 def _split_over_warps(sch: s_tir.Schedule, stored: Any, tiling: WarpTiling, knobs: Knobs) -> None:

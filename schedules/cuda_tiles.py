@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm.target import Target
 
 from tvm_sparse.compute.flat_tiling import FlatTiling, flat_pixels
-from tvm_sparse.compute.packed_filter import SEGMENT_MULTIPLE
+from tvm_sparse.compute.packed_filter import segment_length
 from tvm_sparse.compute.pair_tiling import PAIR, PairTiling, pair_axis
 from tvm_sparse.compute.warp_tiling import WARP, Extents, WarpTiling
 from tvm_sparse.errors import InputError
@@ -162,13 +163,22 @@ def format_for(workload: ConvWorkload, density: float) -> str:
     return f"column_vector:{vectors[-1]}" if vectors and density > DENSE_FROM else "csr"
 
 
+def shape_space(workload: ConvWorkload) -> dict[str, tuple[int | str, ...]]:
+    """The knobs of a WarpTiling: how pixels lie on lanes and threads, and the channels of a chunk."""
+    return {
+        "lanes": tuple(map(extents_text, lane_shapes(workload))),
+        "pixels": tuple(map(extents_text, pixel_shapes(workload))),
+        "channels": tuple(sorted({-(-workload.c_per_group // chunks) for chunks in (1, 2, 4, 8, 16, 32, 64, 128)})),
+    }
+
+
 def tile_space(workload: ConvWorkload) -> dict[str, tuple[int | str, ...]]:
     """The knobs of every CUDA template that sums the nonzeros of staged tiles."""
-    flat = flat_pixels(workload, MOST_PIXELS)
+    space, flat = shape_space(workload), flat_pixels(workload, MOST_PIXELS)
     return {
-        "lanes": (*map(extents_text, lane_shapes(workload)), *((FLAT,) if flat else ())),
-        "pixels": tuple(map(extents_text, dict.fromkeys((*pixel_shapes(workload), *flat)))),
-        "channels": tuple(sorted({-(-workload.c_per_group // chunks) for chunks in (1, 2, 4, 8, 16, 32, 64, 128)})),
+        **space,
+        "lanes": (*space["lanes"], *((FLAT,) if flat else ())),
+        "pixels": tuple(dict.fromkeys((*space["pixels"], *map(extents_text, flat)))),
         "warps": warp_counts(workload),
         "blocks_per_warp": (1, 2, 4, 8),
         "pad_to": (1, 2, 4),
@@ -197,7 +207,7 @@ def staged_bytes(tiling: WarpTiling | PairTiling, knobs: Knobs, entries: int, wo
     """Shared memory of a block: `workers` chunks of input and filter, each in two buffers, rounded up as TVM does."""
     size = ELEMENT_BYTES[tiling.workload.dtype]
     rows = int(knobs["warps"]) * int(knobs["blocks_per_warp"])
-    entries = -(-entries // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
+    entries = segment_length(entries)
     parts = [tiling.elements * size, entries * vector_of(knobs) * size, entries * OFFSET_BYTES, rows * ROW_BYTES]
     # Images that are paired wait in registers, not in a second buffer.
     one_tile = isinstance(tiling, PairTiling) and tiling.axis == "images"
@@ -240,6 +250,20 @@ def check_block(workload: ConvWorkload, target: Target, knobs: Knobs, warps: int
         raise InputError(f"{workload}: knobs {dict(knobs)}: half a block's {channels} channels would be idle")
     if workload.groups > 1 and workload.k_per_group % channels:
         raise InputError(f"{workload}: knobs {dict(knobs)}: a block of {channels} channels reaches over two groups")
+
+
+def shared_evenly(loops: Sequence[int], workers: int) -> bool:
+    """Whether whole loops over a thread's sums, innermost first, and a factor of the next one make up the workers.
+
+    s_tir can undo no other cut of the fused loops, whose extents are given outermost first.
+    """
+    for extent in reversed(loops):
+        if extent % workers == 0:
+            return True
+        if workers % extent:
+            return False
+        workers //= extent
+    return workers == 1
 
 
 def _whole(workload: ConvWorkload, vector: int) -> bool:

@@ -106,23 +106,8 @@ def check_block(tiling: WarpTiling, block: Block, target: Target) -> None:
         raise InputError(f"{what}: half a block's {rows} channels would be idle")
     if workload.groups > 1 and workload.k_per_group % rows:
         raise InputError(f"{what}: a block of {rows} channels reaches over two groups")
-    if not _shared_evenly(tiling, block.vector):
+    if not cuda_tiles.shared_evenly((block.vector, *tiling.pixels), tiling.splits):
         raise InputError(f"{what}: {tiling.splits} warps cannot share {pixels * block.vector} sums evenly")
-
-
-def _shared_evenly(tiling: WarpTiling, vector: int) -> bool:
-    """Whether whole loops over a thread's sums, innermost first, and a factor of the next one make up the splits.
-
-    s_tir can undo no other cut of the fused loops.
-    """
-    left = tiling.splits
-    for extent in (*reversed(tiling.pixels), vector):
-        if extent % left == 0:
-            return True
-        if left % extent:
-            return False
-        left //= extent
-    return left == 1
 
 
 def _resident(tiling: WarpTiling, block: Block, registers: int) -> int:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from tvm.target import Target
 
 from tvm_sparse.compute.jump_filter import FRAME, WORDS, Window
-from tvm_sparse.compute.packed_filter import ROW_START, SEGMENT_MULTIPLE
+from tvm_sparse.compute.packed_filter import ROW_START, segment_length
 from tvm_sparse.compute.warp_tiling import WARP, WarpTiling
 from tvm_sparse.errors import InputError
 from tvm_sparse.schedules import cuda_cost
@@ -30,12 +30,10 @@ JUMPS = (0, 8, 1)
 MOST_SUMS, MOST_PIECES = 120, 120
 #: Registers of a thread, at most.
 MOST_REGISTERS = 255
-#: Registers of a thread beside sums and inputs; what a multiprocessor has, and its shared memory in bytes.
-OTHER_REGISTERS, REGISTERS, SHARED_BYTES = 24, 65536, 227 * 1024
 #: Bytes of a word: of the input, of sums, half an instruction, the start of a program.
 WORD = 4
-#: Multiprocessors, schedulers of each, clocks a microsecond, most warps.
-PROCESSORS, SCHEDULERS, CLOCKS_A_US, MOST_WARPS = 132, 4, 1900, 64
+#: Schedulers of a multiprocessor, clocks a microsecond.
+SCHEDULERS, CLOCKS_A_US = 4, 1900
 #: Bytes of tables of jumps that the nearest cache of constants holds; and of a target.
 TABLE_CACHE, TARGET = 2048, 4
 #: Clocks from a jump to the next one of a warp, with a jump each or a shared one, whose tables fit the cache; and more
@@ -52,7 +50,7 @@ def smallest_bytes(workload: ConvWorkload) -> int:
     knobs = _smallest(workload)
     window = Window.of(tiling_of(workload, knobs))
     instructions = workload.r * workload.s * min(ROWS) + window.a_channel + FRAME
-    return shared_bytes(tiling_of(workload, knobs), knobs, _rounded(instructions))
+    return shared_bytes(tiling_of(workload, knobs), knobs, segment_length(instructions))
 
 
 def row_counts(workload: ConvWorkload) -> tuple[int, ...]:
@@ -123,13 +121,13 @@ def check_block(tiling: WarpTiling, knobs: Knobs, instructions: int, target: Tar
         "sums a thread": (_sums(knobs), MOST_SUMS),
         "pieces of code": (len(window.places) * rows, MOST_PIECES),
         "registers a thread": (_registers(knobs, window), MOST_REGISTERS),
-        "registers a block": (_registers(knobs, window) * threads, REGISTERS),
+        "registers a block": (_registers(knobs, window) * threads, tiles.REGISTERS),
         "instructions of a chunk": (instructions, ROW_START // 2),
     }
     for what, (needed, allowed) in limits.items():
         if needed > allowed:
             raise InputError(f"{workload}: knobs {dict(knobs)}: {needed} {what}, {allowed} at most")
-    if tiling.splits > 1 and not _shared_evenly(knobs, tiling.splits):
+    if tiling.splits > 1 and not tiles.shared_evenly((*tiles.extents(knobs["pixels"]), rows), tiling.splits):
         raise InputError(f"{workload}: knobs {dict(knobs)}: {tiling.splits} warps cannot share {_sums(knobs)} sums")
     if rows * warps >= 2 * workload.k_per_group and rows * warps > min(ROWS):
         raise InputError(f"{workload}: knobs {dict(knobs)}: half a block's {rows * warps} channels would be idle")
@@ -143,22 +141,7 @@ def _sums(knobs: Knobs) -> int:
 
 
 def _registers(knobs: Knobs, window: Window) -> int:
-    return _sums(knobs) + len(window.loads) + OTHER_REGISTERS
-
-
-def _shared_evenly(knobs: Knobs, workers: int) -> bool:
-    """Whether whole loops, innermost first, and a factor of the next one make up the workers of a sum."""
-    for extent in reversed((*tiles.extents(knobs["pixels"]), int(knobs["rows"]))):
-        if extent % workers == 0:
-            return True
-        if workers % extent:
-            return False
-        workers //= extent
-    return workers == 1
-
-
-def _rounded(instructions: int) -> int:
-    return -(-instructions // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
+    return _sums(knobs) + len(window.loads) + tiles.OTHER_REGISTERS
 
 
 def _aligned(count: int) -> int:
@@ -190,7 +173,7 @@ def segment_entries(tiling: WarpTiling, knobs: Knobs, density: float) -> int:
     programs = _Programs.of(tiling, window, int(knobs["rows"]), density)
     steps = tiling.chunks // tiling.splits
     mean = warps * (programs.instructions / steps + FRAME)
-    return _rounded(math.ceil(mean + 3 * math.sqrt(mean)))
+    return segment_length(math.ceil(mean + 3 * math.sqrt(mean)))
 
 
 def estimate_us(tiling: WarpTiling, knobs: Knobs, density: float) -> float:
@@ -201,14 +184,14 @@ def estimate_us(tiling: WarpTiling, knobs: Knobs, density: float) -> float:
     entries = segment_entries(tiling, knobs, density)
     blocks = math.prod(tiling.grid) * workload.groups * -(-workload.k_per_group // (rows * warps))
     resident = min(
-        REGISTERS // (_registers(knobs, window) * threads),
-        SHARED_BYTES // (shared_bytes(tiling, knobs, entries) + 1024),
-        MOST_WARPS * WARP // threads,
+        tiles.REGISTERS // (_registers(knobs, window) * threads),
+        cuda_cost.SHARED_BYTES // (shared_bytes(tiling, knobs, entries) + 1024),
+        cuda_cost.THREADS // threads,
     )
     if not resident:
         return math.inf
     # Fewer blocks than places: those that are there share a multiprocessor with fewer others.
-    together = min(resident, -(-blocks // PROCESSORS))
+    together = min(resident, -(-blocks // cuda_cost.MULTIPROCESSORS))
     here = together * warps * tiling.splits
 
     shared = programs.nonzeros + programs.windows * (1 + len(window.loads) * tiling.conflicts)
@@ -221,7 +204,7 @@ def estimate_us(tiling: WarpTiling, knobs: Knobs, density: float) -> float:
     clocks = max(work, together * copied * WORD / COPY_RATE) + steps * CHUNK_CLOCKS / together
     if tiling.splits > 1:
         clocks += 2 * here * _sums(knobs)
-    waves = -(-blocks // (PROCESSORS * together))
+    waves = -(-blocks // (cuda_cost.MULTIPROCESSORS * together))
     return (LAUNCH_CLOCKS + waves * clocks) / CLOCKS_A_US
 
 

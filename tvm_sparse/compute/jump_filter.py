@@ -24,7 +24,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from tvm_sparse.compute.packed_filter import ROW_START, SEGMENT_MULTIPLE
+from tvm_sparse.compute.packed_filter import ROW_START, segment_length
 from tvm_sparse.compute.warp_tiling import WarpTiling
 from tvm_sparse.errors import InputError
 
@@ -188,7 +188,7 @@ def jump_filter(weight: NDArray, tiling: WarpTiling, vector: int, together: int)
     most = int(ends.max())
     if most >= ROW_START // 2:
         raise InputError(f"{workload}: {most} instructions of a chunk staged at once; take fewer channels a chunk")
-    entries = -(-most // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
+    entries = segment_length(most)
 
     segments = np.zeros((chunks, blocks // together, entries, WORDS), np.int32)
     segments[..., 1] = codes.end

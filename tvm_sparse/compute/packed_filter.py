@@ -138,6 +138,11 @@ def pack_filter(
     )
 
 
+def segment_length(entries: int) -> int:
+    """Entries of a segment that has room for so many."""
+    return -(-entries // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
+
+
 def stage_filter(packed: PackedFilter, together: int, order: NDArray[np.int32] | None = None) -> StagedFilter:
     """Lay a packed filter out in segments of `together` row blocks, a divisor of their number.
 
@@ -156,7 +161,7 @@ def stage_filter(packed: PackedFilter, together: int, order: NDArray[np.int32] |
     steps = int(in_segments[:, :, -1].max(initial=0))
     if steps >= ROW_START // 2:
         raise InputError(f"{steps * pad_to} nonzeros of a chunk staged at once; take fewer channels a chunk")
-    entries = -(-max(1, steps) * pad_to // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
+    entries = segment_length(max(1, steps) * pad_to)
     segments = (chunks, row_blocks // together, entries)
     values = np.zeros((*segments, packed.vector), packed.values.dtype)
     offsets = np.zeros(segments, np.int32)

@@ -239,7 +239,7 @@ def _interruptible(book: TrialBook, warn: Callable[[str], None]) -> Iterator[Non
     """Let Ctrl-C and faults out as what they are: MetaSchedule turns whatever passes through it into its own errors.
 
     The first Ctrl-C lets the trials under way end, as a fault does: raised anywhere, also where C++ calls back and can
-    take no exception, it ended one session in ten by a segmentation fault. The second one does not wait.
+    take no exception, it ended a session now and then by a segmentation fault. The second one does not wait.
     """
 
     def interrupt(*_: Any) -> None:
